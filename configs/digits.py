@@ -1,0 +1,44 @@
+"""The main job on scikit-learn's 1,797 handwritten digits (8x8): no download, about ten minutes on two cores.
+
+    python -m tdsm_jax.main --config=configs/digits.py --workdir=runs/digits
+    python -m tdsm_jax.main --config=configs/digits.py:noise=asym,rate=0.3,transition=volmin --workdir=runs/asym
+    python -m tdsm_jax.main --config=configs/digits.py:smoke --workdir=runs/smoke
+"""
+
+import ml_collections
+
+from tdsm_jax.config import base_config, parse_arguments
+
+
+def get_config(arguments: str = "") -> ml_collections.ConfigDict:
+    """Returns the config for arguments such as "noise=pair,rate=0.2,methods=dsm+tdsm,seed=1,smoke"."""
+    chosen = parse_arguments(
+        arguments,
+        noise=("sym", "asym", "pair"),
+        rate=0.4,
+        methods="dsm+tdsm+clean",
+        transition=("known", "volmin"),
+        rule=("threshold", "floor", "all"),
+        seed=0,
+        smoke=False,
+    )
+    config = base_config(__file__)
+    config.seed = config.data.split_seed = chosen.seed
+    config.methods = tuple(chosen.methods.split("+"))
+    config.label_noise.kind = chosen.noise
+    config.label_noise.rate = chosen.rate
+    config.transition.estimator = chosen.transition
+    config.mixture.rule = chosen.rule
+    if chosen.smoke:
+        shrink(config)
+    return config
+
+
+def shrink(config: ml_collections.ConfigDict) -> None:
+    """Cuts every stage to seconds: the whole path, none of the quality."""
+    config.classifier.update(widths=(8, 16), hidden=32, folds=2, steps=20, batch_size=64, evaluate_every=10)
+    config.network.update(channels=8, multipliers=(1, 1))
+    config.score.update(steps=20, batch_size=64)
+    config.sampling.update(per_class=8, steps=4, batch_size=40)
+    config.evaluation.update(widths=(8, 16), hidden=32, steps=30, batch_size=64)
+    config.logging.update(log_every=5, save_every=10)

@@ -1,0 +1,140 @@
+"""Configurations: reading, typed string arguments, validation, and the hashes that name artifacts."""
+
+import importlib.util
+import json
+import pathlib
+from types import SimpleNamespace
+from typing import Any
+
+import ml_collections
+
+from tdsm_jax.diffusion.mixture import RULES
+from tdsm_jax.errors import UserError, did_you_mean
+
+METHODS = ("dsm", "tdsm", "s_weighted", "clean")
+TDSM_RULES = tuple(rule for rule in RULES if rule not in ("own", "prior"))
+ESTIMATORS = ("known", "volmin")
+
+
+def base_config(config_file: str) -> ml_collections.ConfigDict:
+    """Returns the defaults: `get_config()` of the base.py beside `config_file`."""
+    return load_module(pathlib.Path(config_file).with_name("base.py")).get_config()
+
+
+def load_module(path: pathlib.Path) -> Any:
+    """Runs a Python config file and returns its module."""
+    if not path.is_file():
+        raise UserError(f"no config file {path}")
+    spec = importlib.util.spec_from_file_location(f"tdsm_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse_arguments(text: str, **defaults: Any) -> SimpleNamespace:
+    """Parses "name=value,flag" against typed defaults; a tuple lists the choices, the first one the default.
+
+    Unknown names, values of another type and unknown choices are `UserError`s that name the nearest valid one.
+    """
+    values = {name: default[0] if isinstance(default, tuple) else default for name, default in defaults.items()}
+    for part in filter(None, text.split(",")):
+        name, given, value = part.partition("=")
+        if name not in defaults:
+            raise UserError(f"unknown config argument {name!r}{did_you_mean(name, defaults)}")
+        values[name] = _parse_value(name, value if given else None, defaults[name])
+    return SimpleNamespace(**values)
+
+
+def _parse_value(name: str, value: str | None, default: Any) -> Any:
+    if isinstance(default, bool):
+        if value not in (None, "True", "False"):
+            raise UserError(f"config argument {name!r} is a switch: write {name} or {name}=False, not {value!r}")
+        return value != "False"
+    if value is None:
+        raise UserError(f"config argument {name!r} needs a value: {name}=...")
+    if isinstance(default, tuple):
+        if value not in default:
+            raise UserError(f"config argument {name}={value!r} is not a choice{did_you_mean(value, default)}")
+        return value
+    try:
+        return type(default)(value)
+    except ValueError:
+        raise UserError(f"config argument {name}={value!r} is not of type {type(default).__name__}") from None
+
+
+def check_overrides(specification: str, keys: list[str]) -> None:
+    """Raises `UserError` where "path.py:arguments" cannot be read or a dotted key is not in its config."""
+    path, _, arguments = specification.partition(":")
+    valid = flatten(load_module(pathlib.Path(path)).get_config(arguments))
+    for key in keys:
+        if key not in valid:
+            raise UserError(f"unknown config key {key!r}{did_you_mean(key, valid)}")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns {dotted key: value} of a nested config or dictionary."""
+    flat = {}
+    for key, value in config.items():
+        nested = hasattr(value, "items")
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """Returns the config as nested JSON values."""
+    return json.loads(config.to_json())
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises `UserError` for the first key whose value cannot work."""
+    for key, valid in _CHOICES.items():
+        value = _at(config, key)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item not in valid:
+                raise UserError(f"config key {key}: {item!r} is not a choice{did_you_mean(str(item), valid)}")
+    if not config.methods or len(set(config.methods)) != len(config.methods):
+        raise UserError(f"config key methods: name each method once, at least one, got {config.methods}")
+    for key, value in flatten(config).items():
+        low, high = _bounds(key)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, (int, float)) and not low <= number <= high:
+                raise UserError(f"config key {key}={value} must lie in [{low:g}, {high:g}]")
+    if config.network.multipliers == () or config.classifier.widths == () or config.evaluation.widths == ():
+        raise UserError("config keys network.multipliers, classifier.widths, evaluation.widths need an entry")
+    if config.process.sigma_min >= config.process.sigma_max:
+        raise UserError("config key process.sigma_min must be below process.sigma_max")
+    if config.logging.save_every % config.logging.log_every:
+        raise UserError("config key logging.save_every must be a multiple of logging.log_every")
+
+
+_CHOICES = {
+    "methods": METHODS,
+    "label_noise.kind": ("sym", "pair", "asym"),
+    "transition.estimator": ESTIMATORS,
+    "mixture.rule": TDSM_RULES,
+    "network.dtype": ("float32", "bfloat16"),
+}
+_INFINITY = float("inf")
+_FRACTIONS = ("rate", "dropout", "label_dropout", "tau", "test_fraction", "ema_ramp")
+_MAY_BE_ZERO = ("seed", "split_seed", "residual_slots", "ramp_images", "weight_decay", "clip_norm", "volume_weight")
+_ANY = ("P_mean",)
+
+
+def _bounds(key: str) -> tuple[float, float]:
+    """The closed interval that numbers of a key lie in; what has no special rule is positive."""
+    name = key.rpartition(".")[2]
+    if key == "transition.rate" or name in _MAY_BE_ZERO:
+        return 0, _INFINITY
+    if name in _FRACTIONS:
+        return 0, 1
+    if key == "classifier.folds":
+        return 2, _INFINITY
+    if name in _ANY:
+        return -_INFINITY, _INFINITY
+    return 1e-12, _INFINITY
+
+
+def _at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,18 @@
+"""The one exception whose message is meant for the user of the command line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input, said in one line: what was wrong and what to do about it.
+
+    `main` prints the message and exits non-zero; every other exception is a bug and keeps its traceback.
+    """
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the nearest valid name, else the list of valid names."""
+    valid = sorted(valid)
+    nearest = difflib.get_close_matches(name, valid, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else f"; valid: {', '.join(valid)}"

@@ -1,0 +1,85 @@
+"""Trains, samples, evaluates and reports conditional diffusion models on noisy labels.
+
+One command does the whole job and may be interrupted: the same command goes on where it stopped.
+
+  python -m tdsm_jax.main --config=configs/digits.py --workdir=runs/digits
+  python -m tdsm_jax.main --config=configs/digits.py:noise=asym,rate=0.3,seed=1 --workdir=runs/asym
+  python -m tdsm_jax.main --config=configs/digits.py --workdir=runs/digits --dry_run
+  python -m tdsm_jax.main --config=configs/digits.py:smoke --workdir=runs/smoke   (about a minute)
+
+Any key of configs/base.py can be set: --config.score.steps=2000. Results stand in WORKDIR/report.html and
+WORKDIR/metrics.json.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import FrozenConfigDict, config_flags
+
+from tdsm_jax import config as configuration
+from tdsm_jax import files, pipeline, runtime
+from tdsm_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file and its arguments: configs/digits.py:noise=sym,rate=0.4", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's artifacts; the same one resumes it.")
+_STAGES = flags.DEFINE_list("stages", [], f"Do only these: {', '.join(pipeline.STAGES)}.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and the plan, do nothing.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Make again what the workdir holds of another config.")
+
+
+def main(_: list[str]) -> None:
+    """Plans the run and carries it out."""
+    if _CONFIG.value is None or not _WORKDIR.value:
+        raise UserError("give --config=configs/digits.py and --workdir=FOLDER; --help shows examples")
+    configuration.validate(_CONFIG.value)
+    config = FrozenConfigDict(_CONFIG.value)
+    workdir = pathlib.Path(_WORKDIR.value).absolute()
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; give a folder")
+    runtime.configure(compilation_cache=str(workdir / "compiled"))
+    from tdsm_jax.stages import Run  # after the compiler options: its imports are slow and may start a backend
+
+    run = Run(config, workdir)
+    run.check()
+    planned = pipeline.plan(run.units(), config, workdir)
+    todo = pipeline.select(planned, tuple(_STAGES.value))
+    if _DRY_RUN.value:
+        print(json.dumps(configuration.resolved(config), indent=2))
+        print(pipeline.describe(planned, todo))
+        return
+    if not _OVERWRITE.value:
+        pipeline.check_unchanged(todo, workdir)
+    files.sweep_partials(workdir)
+    pipeline.execute(todo, workdir)
+    logging.info("%s and %s", workdir / "report.html", workdir / "metrics.json")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; what is wrong with it ends in a `UserError`."""
+    given = [argument.lstrip("-").partition("=") for argument in argv[1:] if argument.startswith("-")]
+    specification = next((value for name, _, value in given if name == "config"), "")
+    keys = [name.removeprefix("config.") for name, _, _ in given if name.startswith("config.")]
+    if specification:
+        configuration.check_overrides(specification, keys)
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(str(error).partition("\n")[0]) from None
+
+
+def entry_point() -> None:
+    """Runs the command line; a `UserError` is printed as one line, with exit code 2."""
+    logging.set_verbosity(logging.INFO)
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    entry_point()

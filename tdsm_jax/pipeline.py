@@ -1,0 +1,179 @@
+"""The units of work of a run, in order, and the artifacts that make a finished one be skipped.
+
+Each unit reads some sections of the config and the units it needs; their joint hash names its result. Under
+`workdir/units/` a manifest says which hash a unit was begun with and whether it was finished.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import logging
+
+from tdsm_jax import __version__, config as configuration, files
+from tdsm_jax.errors import UserError, did_you_mean
+
+STAGES = ("labels", "classifier", "transition", "score", "sample", "judge", "measure", "report")
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One step of a run: "stage" or "stage/method".
+
+    `reads` are the config keys and sections that change its result, `needs` the units it builds on, `makes`
+    the files and folders under the workdir that it writes, `run` the work.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    needs: tuple[str, ...]
+    makes: tuple[str, ...]
+    run: Callable[[], None]
+
+    @property
+    def stage(self) -> str:
+        return self.name.partition("/")[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A unit with the hash of all that its result depends on, and what there is of it already."""
+
+    unit: Unit
+    values: dict[str, Any]  # flat config values read, and hashes of the units needed
+    done: bool
+    changed: tuple[str, ...]  # lines "key: before -> now" where the artifact is of another config
+
+    @property
+    def hash(self) -> str:
+        return files.digest(self.values)
+
+
+def plan(units: list[Unit], config: Any, workdir: pathlib.Path) -> list[Planned]:
+    """Returns the units with what is there already, in order."""
+    flat = configuration.flatten(config)
+    hashes, planned = {}, []
+    for unit in units:
+        values = {
+            key: value for key, value in flat.items() if any(key == r or key.startswith(f"{r}.") for r in unit.reads)
+        }
+        values |= {f"unit {name}": hashes[name] for name in unit.needs}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        hashes[unit.name] = files.digest(values)
+        manifest = read_manifest(workdir, unit.name)
+        changed = _differences(manifest["values"], values) if manifest else ()
+        complete = manifest is not None and manifest["finished"] and all((workdir / m).exists() for m in unit.makes)
+        planned.append(Planned(unit, values, complete and not changed, changed))
+    return planned
+
+
+def _differences(before: dict, now: dict) -> tuple[str, ...]:
+    missing = "(not there)"
+    return tuple(
+        f"{key}: {before.get(key, missing)} -> {now.get(key, missing)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key, missing) != now.get(key, missing)
+    )
+
+
+def select(planned: list[Planned], stages: tuple[str, ...]) -> list[Planned]:
+    """Returns the units of the named stages that are not done; all stages when none is named.
+
+    A stage that needs a unit which is neither done nor selected is a `UserError`.
+    """
+    for stage in stages:
+        if stage not in STAGES:
+            raise UserError(f"unknown stage {stage!r}{did_you_mean(stage, STAGES)}")
+    todo = [p for p in planned if not p.done and (not stages or p.unit.stage in stages)]
+    done = {p.unit.name for p in planned if p.done}
+    for p in todo:
+        for name in p.unit.needs:
+            if name not in done:
+                raise UserError(f"{p.unit.name} needs {name}, which is not there; add its stage to --stages")
+        done.add(p.unit.name)
+    return todo
+
+
+def check_unchanged(todo: list[Planned], workdir: pathlib.Path) -> None:
+    """Raises `UserError` where work of another config stands in the way, naming the first difference."""
+    for p in todo:
+        if p.changed:
+            keys = [line for line in p.changed if not line.startswith("unit ")] or list(p.changed)
+            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            raise UserError(
+                f"{workdir} holds {p.unit.name} of another config ({keys[0]}{more}); "
+                "use another --workdir, or --overwrite to make it again"
+            )
+
+
+def execute(todo: list[Planned], workdir: pathlib.Path) -> None:
+    """Runs the units in order. A unit begun earlier with the same hash goes on where it stopped."""
+    for number, p in enumerate(todo, start=1):
+        manifest = read_manifest(workdir, p.unit.name)
+        resumed = manifest is not None and manifest["values"] == p.values and not manifest["finished"]
+        if not resumed:
+            for made in p.unit.makes:
+                _remove(workdir / made)
+        logging.info("[%d/%d] %s%s", number, len(todo), p.unit.name, ", going on" if resumed else "")
+        write_manifest(workdir, p, finished=False, seconds=0.0, resumed=resumed)
+        start = time.perf_counter()
+        p.unit.run()
+        write_manifest(workdir, p, finished=True, seconds=time.perf_counter() - start, resumed=resumed)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    return workdir / "units" / f"{name.replace('/', '-')}.json"
+
+
+def read_manifest(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
+    """Returns the manifest of a unit, None where it was never begun."""
+    path = manifest_path(workdir, name)
+    return files.read_json(path) if path.exists() else None
+
+
+def write_manifest(workdir: pathlib.Path, p: Planned, *, finished: bool, seconds: float, resumed: bool) -> None:
+    """Says that a unit was begun or finished; `seconds` counts the last, finishing process only."""
+    files.write_json(
+        manifest_path(workdir, p.unit.name),
+        {
+            "unit": p.unit.name,
+            "hash": p.hash,
+            "finished": finished,
+            "seconds": round(seconds, 2),
+            "resumed": resumed,
+            "versions": versions(),
+            "backend": jax.default_backend(),
+            "values": p.values,
+        },
+    )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that results depend on."""
+    import flax
+    import numpy
+    import optax
+
+    return {m.__name__: m.__version__ for m in (jax, flax, optax, numpy)} | {"tdsm_jax": __version__}
+
+
+def describe(planned: list[Planned], todo: list[Planned]) -> str:
+    """Returns the plan as lines: what is done, what would run, and in which files the result stands."""
+    names = {p.unit.name for p in todo}
+    lines = []
+    for p in planned:
+        state = "done" if p.done else "run" if p.unit.name in names else "not asked for"
+        changed = f"  (config changed: {p.changed[0]})" if p.changed else ""
+        lines.append(f"  {p.unit.name:<18} {state:<14} {', '.join(p.unit.makes)}{changed}")
+    return "\n".join(lines)

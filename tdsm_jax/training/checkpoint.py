@@ -1,0 +1,290 @@
+"""Checkpoints that survive a killed process and notice damaged bytes.
+
+Orbax stores the arrays; on its own it takes an empty step directory for a checkpoint, restores flipped bytes
+and casts to another dtype without a word. A manifest beside each step says what must be there:
+
+    directory/00001000/       the pytree, as Orbax writes it
+    directory/00001000.json   shape, dtype and SHA-256 of every array, size and SHA-256 of every file
+
+The manifest is written last and removed first, so a step with a manifest was once complete.
+"""
+
+import concurrent.futures
+import hashlib
+import logging as std_logging
+import pathlib
+import re
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from tdsm_jax import files
+from tdsm_jax.errors import UserError
+
+FORMAT = 1
+_ADVICE = "use the configuration that wrote it or another directory"
+_ENTRY = re.compile(r"(\d{8}|[1-9]\d{8,})(\.json|\.orbax-checkpoint-tmp.*)?")
+
+
+class Checkpoints:
+    """The newest `keep` states of one run, each saved while training goes on.
+
+    One run writes to a directory at a time: opening it removes what a killed run left unfinished. Every
+    process of a multi-host run makes the same calls in the same order, on a directory they all see; each
+    process holds the whole state (replicated arrays).
+
+    Args:
+      directory: where the steps live; created if missing.
+      keep: how many complete steps to keep, at least 1.
+
+    Raises:
+      UserError: `keep` is below 1.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
+        if keep < 1:
+            raise UserError(f"cannot keep {keep} checkpoints; keep at least 1")
+        self._root = pathlib.Path(directory).absolute()
+        self._keep = keep
+        self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._in_flight: tuple[int, concurrent.futures.Future] | None = None
+        _silence_orbax()
+        self._root.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            _remove_unfinished(self._root)
+        self._good = _steps_with_manifest(self._root)
+        self._damaged: set[int] = set()
+
+    def latest_step(self) -> int | None:
+        """Returns the newest complete step, None without one; a save in progress counts after `wait`."""
+        return max(self._good, default=None)
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts saving `state` as `step` and returns; the state may be donated right after.
+
+        Waits first for the save before, whose failure, if any, is raised here. Saving a complete step again
+        does nothing.
+
+        Args:
+          step: number of training steps done.
+          state: pytree of arrays, replicated or on one device; no typed PRNG keys, nothing of size zero.
+        """
+        self.wait()
+        if step in self._good:
+            return
+        # On CPU device_get gives views: without the copy, what follows could reach what is being written.
+        host = jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(state))
+        if jax.process_index() == 0:
+            _manifest_path(self._root, step).unlink(missing_ok=True)
+        response = ocp.save_async(_step_path(self._root, step), host, overwrite=True)
+        self._in_flight = step, self._background.submit(self._finish, step, host, response)
+
+    def wait(self) -> None:
+        """Blocks until the save in progress, if any, is durable; raises what went wrong in it.
+
+        Call it before the process ends: the interpreter does not wait for Orbax's threads.
+        """
+        if self._in_flight is None:
+            return
+        (step, finished), self._in_flight = self._in_flight, None
+        finished.result()
+        multihost_utils.sync_global_devices(f"checkpoint {step} complete")
+        self._good = self._newest(self._good | {step})
+        self._damaged.clear()  # the save has pruned them
+
+    def restore(self, like: Any) -> tuple[int, Any] | None:
+        """Returns the newest undamaged step and its state; None when no step was ever completed.
+
+        A damaged step is named in a warning with the reason, and the one before it is used.
+
+        Args:
+          like: pytree of arrays or `jax.ShapeDtypeStruct` with the structure, shapes, dtypes and shardings
+            wanted; leaves without a sharding go to the default device. The numbers of devices and hosts may
+            differ from the save's.
+
+        Raises:
+          UserError: every step is damaged, or a step holds other arrays than `like` (another configuration).
+        """
+        self.wait()
+        for step in sorted(self._good, reverse=True):
+            try:
+                host = _read(self._root, step, like)
+            except _Damaged as damage:
+                logging.warning("checkpoint step %d in %s is damaged, not used: %s", step, self._root, damage)
+                self._good.remove(step)
+                self._damaged.add(step)
+            else:
+                multihost_utils.assert_equal(step, "hosts read different steps; is the directory shared?")
+                return step, jax.tree.map(_place, host, like)
+        if self._damaged:
+            raise UserError(
+                f"{self._root}: every checkpoint is damaged (steps {sorted(self._damaged)}); "
+                "put back a copy, or delete the directory to start again"
+            )
+        return None
+
+    def _finish(self, step: int, host: Any, response: Any) -> None:
+        response.result()
+        if jax.process_index() != 0:
+            return
+        _write_manifest(self._root, step, host)
+        kept = self._newest(self._good | {step})
+        for old in _steps_on_disk(self._root) - kept:
+            _remove(self._root, old)
+
+    def _newest(self, steps: set[int]) -> set[int]:
+        return set(sorted(steps)[-self._keep :])
+
+
+class _Damaged(Exception):
+    """What is wrong with a step that was once complete."""
+
+
+class _Spec(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+def _read(root: pathlib.Path, step: int, like: Any) -> Any:
+    """Returns the arrays of a step as numpy, in the structure of `like`, every byte checked."""
+    manifest = _read_manifest(root, step)
+    directory = _step_path(root, step)
+    _require_same_arrays(directory, manifest["arrays"], like)
+    # Files come first: Orbax answers a truncated one with a bare Exception, and some damage not at all.
+    for name, recorded in manifest["files"].items():
+        _require_same_file(directory / name, name, recorded)
+    try:
+        host = ocp.load(directory, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like))
+    except ValueError as error:
+        # The arrays agree and the files are sound: only containers without arrays are left to differ.
+        detail = " ".join(str(error).split())
+        raise UserError(f"{directory}: another structure than here; {_ADVICE} ({detail})") from None
+    for name, array in _named_leaves(host).items():
+        if _checksum(array) != manifest["arrays"][name]["sha256"]:
+            raise _Damaged(f"wrong checksum of array {name}")
+    return host
+
+
+def _read_manifest(root: pathlib.Path, step: int) -> dict[str, Any]:
+    path = _manifest_path(root, step)
+    try:
+        manifest = files.read_json(path)
+    except UserError as error:
+        raise _Damaged(str(error)) from None
+    seal = manifest.pop("digest", None) if isinstance(manifest, dict) else None
+    if seal != files.digest(manifest):
+        raise _Damaged(f"{path.name} does not match its own digest")
+    if manifest["format"] != FORMAT:
+        raise UserError(
+            f"{path}: checkpoint format {manifest['format']}, this version reads {FORMAT}; "
+            "use the version of tdsm_jax that wrote it"
+        )
+    return manifest
+
+
+def _write_manifest(root: pathlib.Path, step: int, host: Any) -> None:
+    directory = _step_path(root, step)
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "arrays": {
+            name: {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": _checksum(array)}
+            for name, array in _named_leaves(host).items()
+        },
+        "files": {
+            str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": _file_checksum(path)}
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        },
+    }
+    files.write_json(_manifest_path(root, step), {**manifest, "digest": files.digest(manifest)})
+
+
+def _require_same_arrays(directory: pathlib.Path, recorded: dict[str, Any], like: Any) -> None:
+    saved = {name: _Spec(tuple(array["shape"]), array["dtype"]) for name, array in recorded.items()}
+    wanted = {name: _Spec(tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _named_leaves(like).items()}
+    different = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{directory}: {len(different)} arrays differ from this configuration's, first {name}: "
+            f"{saved.get(name, 'absent')} in the checkpoint, {wanted.get(name, 'absent')} here; {_ADVICE}"
+        )
+
+
+def _require_same_file(path: pathlib.Path, name: str, recorded: dict[str, Any]) -> None:
+    if not path.is_file():
+        raise _Damaged(f"missing file {name}")
+    if (size := path.stat().st_size) != recorded["bytes"]:
+        raise _Damaged(f"{name} has {size} bytes instead of {recorded['bytes']}")
+    if _file_checksum(path) != recorded["sha256"]:
+        raise _Damaged(f"wrong checksum of file {name}")
+
+
+def _place(host: np.ndarray, like: Any) -> jax.Array:
+    sharding = getattr(like, "sharding", None)
+    if sharding is None:
+        return jnp.asarray(host)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _checksum(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+
+
+def _file_checksum(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _step_path(root: pathlib.Path, step: int) -> pathlib.Path:
+    return root / f"{step:08d}"
+
+
+def _manifest_path(root: pathlib.Path, step: int) -> pathlib.Path:
+    return root / f"{step:08d}.json"
+
+
+def _steps_on_disk(root: pathlib.Path) -> set[int]:
+    return {int(match[1]) for path in root.iterdir() if (match := _ENTRY.fullmatch(path.name))}
+
+
+def _steps_with_manifest(root: pathlib.Path) -> set[int]:
+    return {step for step in _steps_on_disk(root) if _manifest_path(root, step).is_file()}
+
+
+def _remove(root: pathlib.Path, step: int) -> None:
+    _manifest_path(root, step).unlink(missing_ok=True)
+    shutil.rmtree(_step_path(root, step), ignore_errors=True)
+
+
+def _remove_unfinished(root: pathlib.Path) -> None:
+    files.sweep_partials(root)
+    complete = _steps_with_manifest(root)
+    for path in root.iterdir():
+        match = _ENTRY.fullmatch(path.name)
+        if match and path.is_dir() and (match[2] or int(match[1]) not in complete):
+            logging.warning("checkpoint %s was never finished (no manifest); removed", path)
+            shutil.rmtree(path)
+
+
+def _silence_orbax() -> None:
+    # Every save writes some forty INFO lines; a logger keeps one copy of a filter, however often it is added.
+    logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
+
+
+def _is_not_orbax_chatter(record: std_logging.LogRecord) -> bool:
+    return record.levelno > std_logging.INFO or "/orbax/" not in record.pathname

@@ -1,0 +1,56 @@
+"""Data parallelism: one per-device step with a named axis, run over all local devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tdsm_jax.errors import UserError
+
+AXIS = "data"  # the name a per-device step averages over
+
+
+def data_mesh() -> Mesh:
+    """Returns the one-dimensional mesh of all local devices."""
+    return jax.make_mesh((jax.local_device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_divisible(name: str, batch_size: int) -> None:
+    """Raises `UserError` unless `batch_size`, the value of config key `name`, splits evenly over the devices."""
+    devices = jax.local_device_count()
+    if batch_size % devices:
+        raise UserError(
+            f"{name}={batch_size} does not split over {devices} devices; "
+            f"use a multiple of {devices}, such as {-(-batch_size // devices) * devices}"
+        )
+
+
+def data_parallel(step: Callable, mesh: Mesh, given: Any) -> Callable:
+    """Returns (state, batch, key) -> (state, metrics), jitted over the mesh, of a per-device step.
+
+    The per-device step takes `given` as a fourth argument: what it reads and never changes (tables, frozen
+    classifiers). The batch is split along its first axis, the rest is replicated, the state donated. The step
+    itself averages gradients and metrics over `AXIS`.
+    """
+    everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
+    mapped = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(everywhere, split, everywhere, everywhere),
+        out_specs=(everywhere, everywhere),
+        check_vma=False,  # the step says by pmean what is replicated
+    )
+    jitted, given = jax.jit(mapped, donate_argnums=0), replicate(given, mesh)
+    return lambda state, batch, key: jitted(state, batch, key, given)
+
+
+def split(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts the rows of a batch on the devices of the mesh."""
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts a copy of every array on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,97 @@
+"""The state of a training run and one update of it; random keys derived from (seed, stream, step, example)."""
+
+import dataclasses
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+
+Params = Any  # a pytree of float32 arrays
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a resumed run needs: step int32 [], parameters, their average, optimiser state."""
+
+    step: jax.Array
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimisation:
+    """How parameters move. Lengths are counted in images, so that they survive a change of batch size.
+
+    `learning_rate` rises linearly over `ramp_images`; the average forgets half in `ema_half_life` images, less
+    at the start: at most `ema_ramp` of the images seen (Karras et al. 2022). `clip_norm` 0 means no clipping.
+    """
+
+    batch_size: int
+    learning_rate: float
+    ramp_images: int
+    ema_half_life: int
+    ema_ramp: float
+    weight_decay: float
+    clip_norm: float
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Returns Adam with the ramp, decoupled weight decay and clipping as asked."""
+
+        def learning_rate(step: jax.Array) -> jax.Array:
+            return self.learning_rate * jnp.minimum((step + 1) * self.batch_size / max(self.ramp_images, 1), 1.0)
+
+        clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
+        return optax.chain(clip, optax.adamw(learning_rate, weight_decay=self.weight_decay))
+
+    def ema_decay(self, step: jax.Array) -> jax.Array:
+        """Returns the decay of the parameter average after `step` updates."""
+        seen = (step + 1) * self.batch_size
+        half_life = jnp.minimum(self.ema_half_life, seen * self.ema_ramp)
+        return 0.5 ** (self.batch_size / jnp.maximum(half_life, 1e-8))
+
+
+def initial_state(params: Params, optimisation: Optimisation) -> TrainState:
+    """Returns the state before the first update; the average starts at the parameters themselves."""
+    average = jax.tree.map(jnp.copy, params)  # a copy: the step donates both
+    return TrainState(jnp.zeros((), jnp.int32), params, average, optimisation.optimiser().init(params))
+
+
+def update(state: TrainState, gradient: Params, optimisation: Optimisation) -> TrainState:
+    """One step of the optimiser and of the parameter average."""
+    change, opt_state = optimisation.optimiser().update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, change)
+    decay = optimisation.ema_decay(state.step)
+    ema_params = jax.tree.map(lambda average, new: new + decay * (average - new), state.ema_params, params)
+    return TrainState(state.step + 1, params, ema_params, opt_state)
+
+
+def stream_key(seed: int, stream: str) -> jax.Array:
+    """Returns the key of a named stream of randomness: independent for each name."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
+
+
+def example_keys(key: jax.Array, step: jax.Array, position: jax.Array) -> jax.Array:
+    """Returns one key per example [B] from the stream's key, the step and the position in the global batch."""
+    at_step = jax.random.fold_in(key, step)
+    return jax.vmap(lambda i: jax.random.fold_in(at_step, i))(position)
+
+
+def normal_like(keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Draws unit normals of x's shape [B,...], example b from keys[b] alone."""
+    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+
+
+def flatten_params(params: Params) -> dict[str, np.ndarray]:
+    """Returns parameters by "module/submodule/name", on the host: what is stored in an .npz."""
+    return jax.device_get(traverse_util.flatten_dict(params, sep="/"))
+
+
+def unflatten_params(arrays: dict[str, np.ndarray]) -> Params:
+    """The inverse of `flatten_params`."""
+    return traverse_util.unflatten_dict(arrays, sep="/")

@@ -1,0 +1,215 @@
+"""Label noise: the transition matrices, against the official implementation too, and the corruption."""
+
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tdsm_jax.errors import UserError
+from tdsm_jax.labels import corruption
+from tdsm_jax.labels.corruption import corrupt, realised_matrix, realised_rate, transition_matrix
+
+GOLDEN = pathlib.Path(os.environ.get("TDSM_GOLDEN", pathlib.Path(__file__).parent / "golden"))
+
+# Super-class (in alphabetical order) of each fine label, as in the data set's own coarse labels.
+CIFAR100_COARSE = [
+    *[4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7],
+    *[6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10],
+    *[16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16],
+    *[12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13],
+]
+
+
+def test_symmetric_excludes_the_true_class():
+    S = transition_matrix("sym", 3, 0.4)
+    np.testing.assert_allclose(S, [[0.6, 0.2, 0.2], [0.2, 0.6, 0.2], [0.2, 0.2, 0.6]], rtol=1e-15)
+    assert S.dtype == np.float64
+
+
+def test_pair_flips_to_the_next_class_cyclically():
+    assert transition_matrix("pair", 3, 0.25).tolist() == [[0.75, 0.25, 0], [0, 0.75, 0.25], [0.25, 0, 0.75]]
+
+
+@pytest.mark.parametrize(
+    ("table", "flips"),
+    [
+        ("mnist", {2: 7, 3: 8, 5: 6, 6: 5}),
+        ("digits", {2: 7, 3: 8, 5: 6, 6: 5}),
+        ("cifar10", {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}),
+    ],
+)
+def test_asymmetric_tables_of_ten_classes(table, flips):
+    S = transition_matrix("asym", 10, 0.3, table)
+    expected = np.eye(10)
+    for source, target in flips.items():
+        expected[source, [source, target]] = 0.7, 0.3
+    np.testing.assert_array_equal(S, expected)
+
+
+def test_cifar100_cycles_within_the_true_super_classes():
+    S = transition_matrix("asym", 100, 1.0, "cifar100")
+    successor = S.argmax(axis=1)
+    for coarse in range(20):
+        members = np.flatnonzero(np.array(CIFAR100_COARSE) == coarse)  # ascending
+        assert successor[members].tolist() == np.roll(members, -1).tolist()
+
+
+def softmax(logits):
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("case", "table", "rate"),
+    [
+        ("asym_mnist_20", "mnist", 0.2),
+        ("asym_cifar10_40", "cifar10", 0.4),
+        ("asym_cifar100_40", "cifar100", 0.4),
+    ],
+)
+def test_posterior_under_s_matches_the_official_implementation(case, table, rate):
+    golden = np.load(GOLDEN / f"tdsm_{case}.npz")
+    S = corruption.asymmetric(table, rate)
+    with np.errstate(divide="ignore"):
+        weights = softmax(np.log(S[:, golden["y_tilde"]].T) + golden["logits"])
+    np.testing.assert_allclose(weights, golden["weights"], atol=1e-5)
+
+
+@given(kind=st.sampled_from(["sym", "pair"]), num_classes=st.integers(2, 40), rate=st.floats(0, 1))
+def test_every_model_is_row_stochastic_with_the_rate_off_the_diagonal(kind, num_classes, rate):
+    S = transition_matrix(kind, num_classes, rate)
+    np.testing.assert_allclose(S.sum(axis=1), 1, atol=1e-12)
+    np.testing.assert_allclose(np.diag(S), 1 - rate)
+    assert S.min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sym", 10, 1.2), r"rate must lie in \[0, 1\], got 1.2"),
+        (("sym", 10, -0.1), "got -0.1"),
+        (("asym", 10, float("nan"), "mnist"), "got nan"),
+        (("pair", 1, 0.2), "at least 2 classes, got 1"),
+        (("symm", 10, 0.2), "'symm'; did you mean 'sym'"),
+        (("asym", 10, 0.2, "cifar11"), "'cifar11'; did you mean 'cifar10'"),
+        (("asym", 10, 0.2), "unknown table of asymmetric label noise ''"),
+        (("asym", 100, 0.2, "cifar10"), "for 10 classes, but the data has 100"),
+    ],
+)
+def test_bad_models_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        transition_matrix(*arguments)
+
+
+def test_corruption_is_pinned():
+    """The noisy labels of a published run must never change."""
+    labels = np.arange(10_000) % 10
+    y_tilde = corrupt(labels, transition_matrix("sym", 10, 0.4), seed=7)
+    assert y_tilde.dtype == np.int32
+    digest = hashlib.sha256(y_tilde.astype("<i4").tobytes()).hexdigest()
+    assert digest == "91b083a793069c20057443489ff198b12f1a311e0cbaedb0b496f0d773022dd5"
+
+
+def test_corruption_inverts_the_cdf_with_one_uniform_an_example():
+    S = np.array([[0.5, 0.25, 0.25], [0, 0, 1], [0.25, 0.75, 0]])
+    labels = np.tile([0, 1, 2, 0, 2], 40)
+    uniform = np.random.Generator(np.random.PCG64(3)).random(len(labels))
+    expected = [np.flatnonzero(u < np.cumsum(S[y]))[0] for y, u in zip(labels, uniform, strict=True)]
+    assert corrupt(labels, S, seed=3).tolist() == expected
+
+
+def test_an_example_keeps_its_label_when_others_change():
+    S = transition_matrix("sym", 10, 0.5)
+    labels = np.arange(1000) % 10
+    other = labels.copy()
+    other[::2] = 3
+    assert (corrupt(labels, S, 0)[1::2] == corrupt(other, S, 0)[1::2]).all()
+    assert (corrupt(labels, S, 0)[:500] == corrupt(labels[:500], S, 0)).all()
+    assert (corrupt(labels, S, 0) != corrupt(labels, S, 1)).any()
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_impossible_flips_never_happen(data):
+    num_classes = data.draw(st.integers(2, 6))
+    entry = st.sampled_from([0.0, 0.1, 1 / 3, 1.0, 7.0])
+    S = np.array(
+        data.draw(
+            st.lists(
+                st.lists(entry, min_size=num_classes, max_size=num_classes),
+                min_size=num_classes,
+                max_size=num_classes,
+            )
+        )
+    )
+    S = S + np.eye(num_classes) * (S.sum(axis=1, keepdims=True) == 0)
+    S = S / S.sum(axis=1, keepdims=True)
+    labels = np.repeat(np.arange(num_classes), 200)
+    y_tilde = corrupt(labels, S, data.draw(st.integers(0, 2**40)))
+    assert (S[labels, y_tilde] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("uniform", "expected"), [(0.0, [0, 1, 2]), (0.3, [1, 1, 2]), (np.nextafter(1, 0), [1, 1, 2])]
+)
+def test_edge_uniforms_stay_within_possible_classes(monkeypatch, uniform, expected):
+    class Constant:
+        def __init__(self, bits):
+            pass
+
+        def random(self, count):
+            return np.full(count, uniform)
+
+    monkeypatch.setattr(np.random, "Generator", Constant)
+    S = np.array([[0.3, 0.7 - 5e-6, 0], [0, 1, 0], [0, 0, 1]])  # row 0 sums to just below 1
+    assert corrupt([0, 1, 2], S, 0).tolist() == expected
+
+
+def test_realised_noise_approaches_s():
+    S = transition_matrix("asym", 10, 0.4, "cifar10")
+    labels = np.repeat(np.arange(10), 20_000)
+    y_tilde = corrupt(labels, S, 0)
+    np.testing.assert_allclose(realised_matrix(labels, y_tilde, 10), S, atol=0.015)
+    assert abs(realised_rate(labels, y_tilde) - 0.2) < 0.005  # half of the classes flip
+
+
+def test_realised_matrix_counts_and_leaves_absent_classes_undefined():
+    realised = realised_matrix([0, 0, 0, 0, 2], [0, 1, 1, 1, 2], 3)
+    np.testing.assert_array_equal(realised, [[0.25, 0.75, 0], [np.nan] * 3, [0, 0, 1]])
+    assert realised_rate([0, 0, 0, 0, 2], [0, 1, 1, 1, 2]) == 0.6
+
+
+S2 = np.array([[0.9, 0.1], [0.2, 0.8]])
+
+
+@pytest.mark.parametrize(
+    ("labels", "S", "seed", "message"),
+    [
+        ([0, 2], S2, 0, r"span 0..2, but classes are 0..1"),
+        ([-1, 0], S2, 0, r"span -1..0"),
+        ([], S2, 0, "non-empty"),
+        ([[0, 1]], S2, 0, r"shape \(1, 2\)"),
+        ([0.0, 1.0], S2, 0, "must be integers"),
+        ([0, 1], S2[:1], 0, "K x K"),
+        ([0, 1], [[0.9, 0.2], [0.2, 0.8]], 0, "row 0 .* sums to 1.1"),
+        ([0, 1], [[1.1, -0.1], [0.2, 0.8]], 0, r"negative entry: S\[0, 1\]"),
+        ([0, 1], [[np.nan, 1], [0.2, 0.8]], 0, "not finite"),
+        ([0, 1], S2, -1, "seed must be a non-negative"),
+    ],
+)
+def test_bad_corruptions_are_refused(labels, S, seed, message):
+    with pytest.raises(UserError, match=message):
+        corrupt(labels, S, seed)
+
+
+def test_label_lists_must_agree():
+    with pytest.raises(UserError, match="2 clean labels do not match 1"):
+        realised_rate([0, 1], [0])
+    with pytest.raises(UserError, match="2 clean labels do not match 1"):
+        realised_matrix([0, 1], [0], 2)
+    with pytest.raises(UserError, match="y_tilde span 0..5"):
+        realised_matrix([0, 1], [0, 5], 2)
