@@ -44,8 +44,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "evaluate_every": 50,  # how often held-out noisy labels look for the stopping step
             },
             "network": {
-                "channels": 24,
-                "multipliers": (1, 2),
+                "channels": 32,
+                "multipliers": (1, 1),
                 "blocks": 1,
                 "attention_resolutions": (),
                 "dropout": 0.0,

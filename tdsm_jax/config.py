@@ -116,7 +116,15 @@ _CHOICES = {
 }
 _INFINITY = float("inf")
 _FRACTIONS = ("rate", "dropout", "label_dropout", "tau", "test_fraction", "ema_ramp")
-_MAY_BE_ZERO = ("seed", "split_seed", "residual_slots", "ramp_images", "weight_decay", "clip_norm", "volume_weight")
+_MAY_BE_ZERO = (
+    "seed",
+    "split_seed",
+    "residual_slots",
+    "ramp_images",
+    "weight_decay",
+    "clip_norm",
+    "volume_weight",
+)
 _ANY = ("P_mean",)
 
 

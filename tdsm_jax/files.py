@@ -63,6 +63,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def file_digest(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sweep_partials(directory: str | os.PathLike) -> None:
     """Removes what a killed process left of its atomic writes under `directory`."""
     for partial in pathlib.Path(directory).rglob(".*.partial"):

@@ -41,16 +41,19 @@ def main(_: list[str]) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; give a folder")
     runtime.configure(compilation_cache=str(workdir / "compiled"))
-    from tdsm_jax.stages import Run  # after the compiler options: its imports are slow and may start a backend
+    # Imported here: these are slow, and neither --help nor the refusal of a bad config needs them.
+    from tdsm_jax import plan
+    from tdsm_jax.run import Run
 
     run = Run(config, workdir)
     run.check()
-    planned = pipeline.plan(run.units(), config, workdir)
+    planned = pipeline.plan(plan.units(run), config, workdir)
     todo = pipeline.select(planned, tuple(_STAGES.value))
     if _DRY_RUN.value:
         print(json.dumps(configuration.resolved(config), indent=2))
         print(pipeline.describe(planned, todo))
         return
+    pipeline.check_undamaged(planned, workdir)
     if not _OVERWRITE.value:
         pipeline.check_unchanged(todo, workdir)
     files.sweep_partials(workdir)

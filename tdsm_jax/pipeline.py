@@ -5,6 +5,7 @@ Each unit reads some sections of the config and the units it needs; their joint 
 """
 
 import dataclasses
+import os
 import pathlib
 import shutil
 import time
@@ -14,7 +15,8 @@ from typing import Any
 import jax
 from absl import logging
 
-from tdsm_jax import __version__, config as configuration, files
+from tdsm_jax import __version__, files
+from tdsm_jax import config as configuration
 from tdsm_jax.errors import UserError, did_you_mean
 
 STAGES = ("labels", "classifier", "transition", "score", "sample", "judge", "measure", "report")
@@ -47,6 +49,7 @@ class Planned:
     values: dict[str, Any]  # flat config values read, and hashes of the units needed
     done: bool
     changed: tuple[str, ...]  # lines "key: before -> now" where the artifact is of another config
+    damaged: tuple[str, ...]  # files that are not what the unit wrote
 
     @property
     def hash(self) -> str:
@@ -67,7 +70,12 @@ def plan(units: list[Unit], config: Any, workdir: pathlib.Path) -> list[Planned]
         manifest = read_manifest(workdir, unit.name)
         changed = _differences(manifest["values"], values) if manifest else ()
         complete = manifest is not None and manifest["finished"] and all((workdir / m).exists() for m in unit.makes)
-        planned.append(Planned(unit, values, complete and not changed, changed))
+        damaged = tuple(
+            made
+            for made, digest in (manifest["files"].items() if complete else ())
+            if files.file_digest(workdir / made) != digest
+        )
+        planned.append(Planned(unit, values, complete and not changed, changed, damaged))
     return planned
 
 
@@ -96,6 +104,16 @@ def select(planned: list[Planned], stages: tuple[str, ...]) -> list[Planned]:
                 raise UserError(f"{p.unit.name} needs {name}, which is not there; add its stage to --stages")
         done.add(p.unit.name)
     return todo
+
+
+def check_undamaged(planned: list[Planned], workdir: pathlib.Path) -> None:
+    """Raises `UserError` where a finished unit's file is not what the unit wrote."""
+    for p in planned:
+        if p.damaged:
+            raise UserError(
+                f"{workdir / p.damaged[0]} was changed after {p.unit.name} wrote it; "
+                "restore it, or delete it to have it made again"
+            )
 
 
 def check_unchanged(todo: list[Planned], workdir: pathlib.Path) -> None:
@@ -152,11 +170,22 @@ def write_manifest(workdir: pathlib.Path, p: Planned, *, finished: bool, seconds
             "finished": finished,
             "seconds": round(seconds, 2),
             "resumed": resumed,
+            "files": {
+                made: files.file_digest(workdir / made)
+                for made in p.unit.makes
+                if finished and (workdir / made).is_file()
+            },
             "versions": versions(),
             "backend": jax.default_backend(),
             "values": p.values,
         },
     )
+
+
+def seconds(workdir: pathlib.Path) -> dict[str, float]:
+    """Returns the seconds of each finished unit, in the order they finished."""
+    found = [files.read_json(path) for path in sorted((workdir / "units").glob("*.json"), key=os.path.getmtime)]
+    return {manifest["unit"]: manifest["seconds"] for manifest in found if manifest["finished"]}
 
 
 def versions() -> dict[str, str]:

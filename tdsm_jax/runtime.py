@@ -13,11 +13,12 @@ def configure(compilation_cache: str | None = None) -> None:
     """Sets compiler options for this process; call it before any JAX computation.
 
     A flag that the user has set in XLA_FLAGS is left alone. `compilation_cache` is a folder where compiled
-    programs are kept for later processes.
+    programs are kept for later processes; JAX_COMPILATION_CACHE_DIR, where set, names another one.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.__version_info__[:2] == (0, 10) and _CPU_FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_CPU_FLAG}".strip()
     if compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", compilation_cache)
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            jax.config.update("jax_compilation_cache_dir", compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -72,9 +72,7 @@ def attach(label_file: LabelFile, dataset: Dataset) -> np.ndarray:
     """
     count = len(label_file.y_tilde)
     if count != len(dataset.images):
-        raise UserError(
-            f"the label file has {count} labels for the {len(dataset.images)} images of {dataset.name}"
-        )
+        raise UserError(f"the label file has {count} labels for the {len(dataset.images)} images of {dataset.name}")
     if label_file.num_classes != dataset.num_classes:
         raise UserError(
             f"the label file has {label_file.num_classes} classes, {dataset.name} has {dataset.num_classes}"

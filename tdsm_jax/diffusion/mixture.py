@@ -146,9 +146,7 @@ def _every_slot(denoise: Denoise, x_t: jax.Array, sigma: jax.Array, slots: Plan)
     return jnp.einsum("be,be...->b...", slots.weights, D)
 
 
-def _packed(
-    denoise: Denoise, x_t: jax.Array, sigma: jax.Array, slots: Plan, size: int
-) -> tuple[jax.Array, jax.Array]:
+def _packed(denoise: Denoise, x_t: jax.Array, sigma: jax.Array, slots: Plan, size: int) -> tuple[jax.Array, jax.Array]:
     """Sums the slots of non-zero weight, `size` of them a pass; returns the sum and the count past one pass."""
     E = slots.classes.shape[1]
     weights, classes = slots.weights.reshape(-1), slots.classes.reshape(-1)

@@ -35,9 +35,7 @@ _MOST_NUMBERED_CLASSES = 12  # beyond it a cell is too small to hold its number
 _LEVELS = 20  # shades of a large heat map; cells of one shade share one path, which keeps K = 100 small
 
 
-def _theme(
-    ink: str, muted: str, line: str, surface: str, heat: str, on_heat: str, series: Sequence[str]
-) -> str:
+def _theme(ink: str, muted: str, line: str, surface: str, heat: str, on_heat: str, series: Sequence[str]) -> str:
     names = {"ink": ink, "muted": muted, "line": line, "surface": surface, "heat": heat, "on-heat": on_heat}
     names |= {f"series-{i}": colour for i, colour in enumerate(series)}
     return ":root{" + "".join(f"--{name}:{value};" for name, value in names.items()) + "}"
@@ -74,8 +72,7 @@ def marker(index: int, x: float, y: float, tooltip: str = "") -> str:
 
 def _text(x: float, y: float, text: object, anchor: str = "start", fill: str = _MUTED) -> str:
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="12" style="fill:{fill}">'
-        f"{escape(text)}</text>"
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="12" style="fill:{fill}">{escape(text)}</text>'
     )
 
 
@@ -137,9 +134,7 @@ class _Axis:
     log: bool
 
     @classmethod
-    def spanning(
-        cls, values: np.ndarray, start: float, end: float, log: bool, padding: float = 0.0
-    ) -> "_Axis":
+    def spanning(cls, values: np.ndarray, start: float, end: float, log: bool, padding: float = 0.0) -> "_Axis":
         """Returns the axis holding all `values` with `padding` (a fraction of the length) at both ends."""
         low, high = (float(values.min()), float(values.max())) if values.size else (0.1, 1.0)
         if log:
@@ -215,20 +210,16 @@ def _stroke(index: int) -> str:
 def _curve(index: int, name: str, points: np.ndarray, x_axis: _Axis, y_axis: _Axis) -> str:
     places = [(x_axis.place(x), y_axis.place(y)) for x, y in points]
     path = "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
-    marked = np.unique(
-        np.linspace(0, len(points) - 1, min(len(points), _MOST_MARKED_POINTS)).round().astype(int)
-    )
+    marked = np.unique(np.linspace(0, len(points) - 1, min(len(points), _MOST_MARKED_POINTS)).round().astype(int))
     markers = (
-        marker(index, *places[i], f"{name}: {short_number(points[i, 0])}, {short_number(points[i, 1])}")
-        for i in marked
+        marker(index, *places[i], f"{name}: {short_number(points[i, 0])}, {short_number(points[i, 1])}") for i in marked
     )
     return f'<path d="M{path}" style="fill:none;{_stroke(index)}"/>' + "".join(markers)
 
 
 def _x_axis(axis: _Axis, top: float, bottom: float, label: str) -> str:
     ticks = "".join(
-        _rule(axis.place(t), top, axis.place(t), bottom)
-        + _text(axis.place(t), bottom + 17, short_number(t), "middle")
+        _rule(axis.place(t), top, axis.place(t), bottom) + _text(axis.place(t), bottom + 17, short_number(t), "middle")
         for t in axis.ticks()
     )
     return ticks + _text((axis.start + axis.end) / 2, bottom + 37, label, "middle", _INK)
@@ -236,8 +227,7 @@ def _x_axis(axis: _Axis, top: float, bottom: float, label: str) -> str:
 
 def _y_axis(axis: _Axis, left: float, right: float, label: str) -> str:
     ticks = "".join(
-        _rule(left, axis.place(t), right, axis.place(t))
-        + _text(left - 7, axis.place(t) + 4, short_number(t), "end")
+        _rule(left, axis.place(t), right, axis.place(t)) + _text(left - 7, axis.place(t) + 4, short_number(t), "end")
         for t in axis.ticks()
     )
     return ticks + _text(4, axis.end - 12, label, fill=_INK)
@@ -260,18 +250,14 @@ def line_chart(
     """
     points = {name: _plottable(x, y, log_x, log_y) for name, (x, y) in series.items()}
     references = {
-        name: value
-        for name, value in (references or {}).items()
-        if _plottable([1.0], [value], log_x, log_y).size
+        name: value for name, value in (references or {}).items() if _plottable([1.0], [value], log_x, log_y).size
     }
     samples = {name: functools.partial(_line_sample, i) for i, name in enumerate(points)}
     legend, top = _legend(samples | dict.fromkeys(references, _reference_sample), 12)
     top, bottom, left, right = top + 24, top + 224, 48, WIDTH - 12
     every = np.concatenate([np.zeros((0, 2)), *points.values()])
     x_axis = _Axis.spanning(every[:, 0], left + 8, right - 8, log_x)
-    y_axis = _Axis.spanning(
-        np.append(every[:, 1], list(references.values())), bottom, top, log_y, padding=0.06
-    )
+    y_axis = _Axis.spanning(np.append(every[:, 1], list(references.values())), bottom, top, log_y, padding=0.06)
     body = [legend, _y_axis(y_axis, left, right, y_label), _x_axis(x_axis, bottom, bottom + 4, x_label)]
     for value in references.values():
         body.append(_rule(left, y_axis.place(value), right, y_axis.place(value), _REFERENCE))
@@ -300,8 +286,7 @@ def dot_plot(series: Mapping[str, Sequence[float]], *, names: Sequence[str], x_l
             ends = axis.place(min(finite.values())), axis.place(max(finite.values()))
             body.append(_rule(ends[0], y, ends[1], y, f"stroke:{_LINE};stroke-width:7;stroke-linecap:round"))
         body += [
-            marker(i, axis.place(v), y, f"{name}, {list(values)[i]}: {short_number(v)}")
-            for i, v in finite.items()
+            marker(i, axis.place(v), y, f"{name}, {list(values)[i]}: {short_number(v)}") for i, v in finite.items()
         ]
     label = f"Dot plot of {x_label} for each of {len(names)} classes: {', '.join(values)}"
     return _svg(bottom + 44, label, "".join(body))
@@ -344,9 +329,7 @@ def _colour_key(left: float, y: float, highest: float) -> str:
         f'style="fill:{_HEAT};fill-opacity:{(i + 0.5) / _LEVELS:g}"/>'
         for i in range(_LEVELS)
     )
-    ends = _text(left - 7, y + 10, "0", "end") + _text(
-        left + _LEVELS * width + 7, y + 10, short_number(highest)
-    )
+    ends = _text(left - 7, y + 10, "0", "end") + _text(left + _LEVELS * width + 7, y + 10, short_number(highest))
     return "".join(swatches) + ends
 
 
@@ -384,9 +367,7 @@ def heat_map(
         turn = "" if upright else ' transform="rotate(-90)"'
         dx, dy, anchor = (0, 17, "middle") if upright else (4, 8, "end")
         label = _text(-dy, dx, shown[i], anchor) if turn else _text(dx, dy, shown[i], anchor)
-        body.append(
-            f'<g transform="translate({left + (i + 0.5) * size:.1f} {bottom:.1f})"><g{turn}>{label}</g></g>'
-        )
+        body.append(f'<g transform="translate({left + (i + 0.5) * size:.1f} {bottom:.1f})"><g{turn}>{label}</g></g>')
     below = bottom + (30 if upright else margin + 12)
     body += [
         _colour_key(left, below, highest),
@@ -402,8 +383,7 @@ def image_grid_png(images: np.ndarray, *, scale: int = 1) -> bytes:
     """
     if images.dtype != np.uint8 or images.ndim != 5 or images.shape[-1] not in (1, 3) or images.size == 0:
         raise UserError(
-            f"image grid got {images.dtype} {images.shape}; "
-            "pass non-empty uint8 [rows, columns, H, W, 1 or 3]"
+            f"image grid got {images.dtype} {images.shape}; pass non-empty uint8 [rows, columns, H, W, 1 or 3]"
         )
     rows, columns, H, W, C = images.shape
     gap = max(1, scale * min(H, W) // 24)

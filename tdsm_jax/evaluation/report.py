@@ -154,9 +154,7 @@ def _figures(figures: Iterable[tuple[str, str]]) -> str:
     """Lays out (caption, SVG) pairs side by side, one below the other on a phone; captions are plain text."""
     return (
         '<div class="figures">'
-        + "".join(
-            f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>" for caption, svg in figures
-        )
+        + "".join(f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>" for caption, svg in figures)
         + "</div>"
     )
 
@@ -252,8 +250,7 @@ def _samples(report: Report) -> str:
     subset = "" if len(rows) == K else f" Shown: {len(rows)} of {K} classes."
     return (
         "<p>Each row was asked for one class. Images of another class in a row are what label noise taught; "
-        f"compare a row across the grids.{subset}</p>"
-        + f'<div class="figures grids">{"".join(figures)}</div>'
+        f"compare a row across the grids.{subset}</p>" + f'<div class="figures grids">{"".join(figures)}</div>'
     )
 
 
@@ -324,9 +321,7 @@ def _per_class(report: Report) -> str:
     methods = {m: report.metrics["methods"][m] for m in report.methods}
     figures = []
     for key, (label, factor) in PER_CLASS.items():
-        series = {
-            _label(m): abs(factor) * np.asarray(v[key], float) for m, v in methods.items() if v.get(key)
-        }
+        series = {_label(m): abs(factor) * np.asarray(v[key], float) for m, v in methods.items() if v.get(key)}
         if not series:
             continue
         total = np.nan_to_num(list(series.values())).sum(axis=0)
@@ -362,8 +357,7 @@ def _confusion(report: Report) -> str:
         return ""
     return (
         "<p>What a classifier trained on clean data sees in the generated images. A perfect generator is "
-        "dark on the diagonal and blank elsewhere; label noise shows as shade off the diagonal.</p>"
-        + _figures(figures)
+        "dark on the diagonal and blank elsewhere; label noise shows as shade off the diagonal.</p>" + _figures(figures)
     )
 
 
@@ -407,16 +401,10 @@ def _classifier(report: Report) -> str:
 
     def chart(y_label: str, keys: dict[str, str], unit: float = 1.0, **options: Any) -> list[str]:
         series = {
-            name: (facts["sigma"], unit * np.asarray(facts[key], float))
-            for key, name in keys.items()
-            if facts.get(key)
+            name: (facts["sigma"], unit * np.asarray(facts[key], float)) for key, name in keys.items() if facts.get(key)
         }
         x_label = "noise level σ (log scale)"
-        return (
-            [charts.line_chart(series, x_label=x_label, y_label=y_label, log_x=True, **options)]
-            if series
-            else []
-        )
+        return [charts.line_chart(series, x_label=x_label, y_label=y_label, log_x=True, **options)] if series else []
 
     if not facts.get("sigma"):
         return ""
@@ -438,9 +426,8 @@ def _classifier(report: Report) -> str:
             chart("negative log-likelihood, nats", {"noisy_nll": "given labels"}),
         ),
     ]
-    return (
-        "<p>TDSM asks this classifier, at every noise level, which class an image probably has.</p>"
-        + _figures((caption, svg) for caption, svgs in figures for svg in svgs)
+    return "<p>TDSM asks this classifier, at every noise level, which class an image probably has.</p>" + _figures(
+        (caption, svg) for caption, svgs in figures for svg in svgs
     )
 
 
@@ -460,9 +447,7 @@ def _training(report: Report) -> str:
         series = {name: curve for name, curve in series.items() if len(curve[0])}
         if series:
             log_y = key == "loss"
-            figures.append(
-                (caption, charts.line_chart(series, x_label="training step", y_label=y_label, log_y=log_y))
-            )
+            figures.append((caption, charts.line_chart(series, x_label="training step", y_label=y_label, log_y=log_y)))
     if not figures:
         return ""
     return f"<p>Long curves are averaged to {_CURVE_POINTS} points.</p>{_figures(figures)}"
@@ -502,9 +487,7 @@ def _duration(seconds: float) -> str:
 
 
 def _setup(report: Report) -> str:
-    provenance = {
-        k: report.metrics[k] for k in ("config_hash", "label_file_hash", "backend") if k in report.metrics
-    }
+    provenance = {k: report.metrics[k] for k in ("config_hash", "label_file_hash", "backend") if k in report.metrics}
     environment = report.environment | provenance | report.metrics.get("versions", {})
     tables = (("Environment", environment), ("Configuration", dict(_flat(report.config))))
     return "".join(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+
 def xavier(scale: float = 1.0) -> nn.initializers.Initializer:
     """Returns Glorot's uniform initialiser times `scale`."""
     return nn.initializers.variance_scaling(scale**2, "fan_avg", "uniform") if scale else nn.initializers.zeros
@@ -40,7 +41,11 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = upsample(x) if self.up else downsample(x) if self.down else x
         convolved = lax.conv_general_dilated(
-            x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return convolved + bias.astype(self.dtype)
 

@@ -96,9 +96,7 @@ class UNet(nn.Module):
         def block(name: str, x: jax.Array, features: int, **kind: bool) -> jax.Array:
             nonlocal layer
             layer += 1
-            module = Block(
-                features, dropout_rate=self.dropout_rate, layer=layer, dtype=self.dtype, name=name, **kind
-            )
+            module = Block(features, dropout_rate=self.dropout_rate, layer=layer, dtype=self.dtype, name=name, **kind)
             return module(x, embedding, dropout_keys)
 
         image_channels, resolution = x.shape[-1], x.shape[1]

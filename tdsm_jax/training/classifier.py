@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -130,9 +130,7 @@ def fit(
     log_S_of = functools.partial(log_transition, given=given, rate=settings.transition_rate)
 
     step = parallel.data_parallel(make_fit_step(settings), mesh, given)
-    state = FitState(
-        initial_state(params, settings.optimisation), jax.tree.map(jnp.copy, params), jnp.float32(jnp.inf)
-    )
+    state = FitState(initial_state(params, settings.optimisation), jax.tree.map(jnp.copy, params), jnp.float32(jnp.inf))
     batch_size = settings.optimisation.batch_size
     images = to_float(data.images)
 
@@ -162,7 +160,8 @@ def fit(
     temperature, nll = 1.0, math.nan
     if evaluate:
         temperature, nll = best_temperature(held_logits(best), held_labels, log_S)
-    return Fitted(jax.device_get(best["network"]), temperature, np.exp(np.asarray(log_S, np.float64)), nll)
+    S = np.exp(np.asarray(log_S, np.float64)) if S is None else np.asarray(S, np.float64)
+    return Fitted(jax.device_get(best["network"]), temperature, S, nll)
 
 
 def make_fit_step(settings: FitSettings) -> Callable:

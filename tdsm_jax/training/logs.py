@@ -99,9 +99,7 @@ class Progress:
 class _Bar:
     def __init__(self, label: str, total: int, images_per_step: int, initial: int, stream: TextIO):
         self._images_per_step = images_per_step
-        self._bar = tqdm.tqdm(
-            desc=label, total=total, initial=initial, unit="step", file=stream, dynamic_ncols=True
-        )
+        self._bar = tqdm.tqdm(desc=label, total=total, initial=initial, unit="step", file=stream, dynamic_ncols=True)
 
     def update(self, steps: int, shown: dict[str, float]) -> None:
         if steps_per_second := self._bar.format_dict["rate"]:

@@ -1,6 +1,6 @@
 """Data parallelism: one per-device step with a named axis, run over all local devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,10 @@ from tdsm_jax.errors import UserError
 AXIS = "data"  # the name a per-device step averages over
 
 
-def data_mesh() -> Mesh:
-    """Returns the one-dimensional mesh of all local devices."""
-    return jax.make_mesh((jax.local_device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the one-dimensional mesh of `devices`, all local ones by default."""
+    devices = jax.local_devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def check_divisible(name: str, batch_size: int) -> None:

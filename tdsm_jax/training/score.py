@@ -101,13 +101,16 @@ def draw_plan(
     if rule == "prior":
         return mixture.plan(rule, y_tilde, given.table)
     logits = cross_fitted_logits(classifier, process, given.classifiers, x_t, sigma, fold)
-    return mixture.plan(
-        rule, y_tilde, given.table, logits, tau=objective.tau, residual_slots=objective.residual_slots
-    )
+    return mixture.plan(rule, y_tilde, given.table, logits, tau=objective.tau, residual_slots=objective.residual_slots)
 
 
 def measure_capacity(
-    network: Classifier, process: EDM, objective: Objective, given: Given, batches: Iterable[dict], key: jax.Array
+    network: Classifier,
+    process: EDM,
+    objective: Objective,
+    given: Given,
+    batches: Iterable[dict],
+    key: jax.Array,
 ) -> float:
     """Returns the packed capacity, in slots per example, that the weights of probe batches ask for.
 

@@ -1,0 +1,71 @@
+"""Which units a config asks for: what each reads, needs and makes."""
+
+import functools
+from collections.abc import Callable
+
+from tdsm_jax import results, stages
+from tdsm_jax.pipeline import Unit
+from tdsm_jax.run import Run
+
+_WEIGHTED = ("tdsm", "s_weighted")  # methods that read the weight table
+
+
+def units(run: Run) -> list[Unit]:
+    """Returns the units of a run, in order."""
+    models = [unit for method in run.config.methods for unit in _model_units(run, method)]
+    return [*_label_units(run), *models, *_result_units(run)]
+
+
+def _label_units(run: Run) -> list[Unit]:
+    table = ("weight_table.npz", "transition.json")
+    return [
+        _unit(run, "labels", stages.make_labels, ("seed", "data", "label_noise"), (), ("labels.json", "labels.png")),
+        _unit(
+            run,
+            "classifier",
+            stages.fit_classifier,
+            ("process", "classifier", "transition"),
+            ("labels",),
+            ("classifier",),
+        ),
+        _unit(run, "transition", stages.make_weight_table, (), ("classifier",), table),
+    ]
+
+
+def _model_units(run: Run, method: str) -> list[Unit]:
+    reads = ("seed", "data", "network", "process", "score")
+    needs = () if method == "clean" else ("labels",)
+    if method in _WEIGHTED:
+        reads, needs = (*reads, "mixture"), (*needs, "transition")
+    trained, sampled = f"score/{method}", f"sample/{method}"
+    pictures = (f"samples/{method}.npz", f"samples/{method}.png")
+    return [
+        _unit(run, trained, stages.train_score, reads, needs, (trained,), method),
+        _unit(run, sampled, stages.sample, ("sampling",), (trained,), pictures, method),
+    ]
+
+
+def _result_units(run: Run) -> list[Unit]:
+    reads, methods = ("seed", "data", "evaluation"), run.config.methods
+    measures = [
+        _unit(run, f"measure/{m}", results.measure, reads, ("judge", f"sample/{m}"), (f"measures/{m}",), m)
+        for m in methods
+    ]
+    everything = ("transition", *(unit.name for unit in measures))
+    return [
+        _unit(run, "judge", results.fit_judge, reads, (), ("judge",)),
+        *measures,
+        _unit(run, "report", results.write_report, (), everything, ("metrics.json", "report.html")),
+    ]
+
+
+def _unit(
+    run: Run,
+    name: str,
+    work: Callable,
+    reads: tuple[str, ...],
+    needs: tuple[str, ...],
+    makes: tuple[str, ...],
+    *method: str,
+) -> Unit:
+    return Unit(name, reads, needs, makes, functools.partial(work, run, *method))

@@ -1,0 +1,234 @@
+"""The real entry point, as a process: the whole job in small, its errors, and what a kill leaves behind."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = "configs/digits.py"
+
+
+def command(*arguments, config=f"{DIGITS}:smoke"):
+    return [sys.executable, "-m", "tdsm_jax.main", f"--config={config}", *arguments]
+
+
+def environment():
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+    return os.environ | cache | {"JAX_PLATFORMS": "cpu"}
+
+
+def call(*arguments, config=f"{DIGITS}:smoke"):
+    return subprocess.run(
+        command(*arguments, config=config),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def results(workdir):
+    """What must not depend on interruptions: metrics without times, and every sample."""
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    del metrics["seconds"]
+    samples = {path.name: np.load(path)["images"] for path in sorted((workdir / "samples").glob("*.npz"))}
+    return metrics, samples
+
+
+def assert_same_results(a, b):
+    metrics_a, samples_a = results(a)
+    metrics_b, samples_b = results(b)
+    assert metrics_a == metrics_b
+    assert samples_a.keys() == samples_b.keys()
+    for name in samples_a:
+        np.testing.assert_array_equal(samples_a[name], samples_b[name])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A workdir that one uninterrupted command has filled."""
+    workdir = tmp_path_factory.mktemp("run") / "digits"
+    done = call(f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir
+
+
+def test_one_command_leaves_metrics_and_a_report(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert list(metrics["methods"]) == ["dsm", "tdsm", "clean"]
+    for values in metrics["methods"].values():
+        assert 0 <= values["label_fidelity"] <= 1 and 0 <= values["cas"] <= 1
+        assert values["label_fidelity_worst_class"] == min(values["label_fidelity_per_class"])
+        assert np.sum(values["confusion"]) == 80
+    assert metrics["recovery"] == metrics["methods"]["tdsm"]["recovery"]
+    assert set(metrics["recovery"]) >= {"label_fidelity", "cas", "fd", "cw_fd", "density", "coverage"}
+    assert metrics["seconds"].keys() >= {"labels", "classifier", "score/tdsm", "sample/tdsm", "measure/tdsm"}
+    page = (finished / "report.html").read_text()
+    assert "0.4" in page and page.count("data:image/png") >= 4
+    assert {path.name for path in (finished / "samples").glob("*.png")} == {
+        "dsm.png",
+        "tdsm.png",
+        "clean.png",
+    }
+    labels = np.load(finished / "samples" / "dsm.npz")["labels"]
+    assert np.bincount(labels).tolist() == [8] * 10
+    assert not list(finished.rglob("*.partial"))
+
+
+def test_a_finished_run_is_not_done_again(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    done = call(f"--workdir={finished}")
+    assert done.returncode == 0, done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+
+
+def test_dry_run_prints_config_and_plan_and_writes_nothing(tmp_path):
+    done = call(f"--workdir={tmp_path / 'new'}", "--dry_run", "--config.score.steps=7")
+    assert done.returncode == 0, done.stderr
+    assert '"steps": 7' in done.stdout and "score/tdsm" in done.stdout
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_config_does_not_overwrite(finished):
+    done = call(f"--workdir={finished}", "--config.score.steps=21")
+    assert done.returncode == 2
+    assert "holds score/dsm of another config (score.steps: 20 -> 21)" in done.stderr
+    done = call(f"--workdir={finished}", "--config.score.steps=21", "--dry_run")
+    assert done.returncode == 0 and "score.steps: 20 -> 21" in done.stdout
+
+
+def test_only_what_changed_is_made_again(finished, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished, copy], check=True)
+    done = call(f"--workdir={copy}", "--config.sampling.steps=3", "--overwrite", "--stages=sample")
+    assert done.returncode == 0, done.stderr
+    assert np.any(np.load(copy / "samples/dsm.npz")["images"] != np.load(finished / "samples/dsm.npz")["images"])
+    assert (copy / "score/dsm/ema.npz").stat().st_mtime_ns != 0
+    assert (copy / "score/dsm/ema.npz").read_bytes() == (finished / "score/dsm/ema.npz").read_bytes()
+
+
+def test_an_edited_label_file_is_noticed(finished, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished, copy], check=True)
+    text = (copy / "labels.json").read_text()
+    (copy / "labels.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    done = call(f"--workdir={copy}")
+    assert done.returncode == 2 and "labels.json was changed after labels wrote it" in done.stderr
+
+
+def test_samples_do_not_depend_on_the_batch_size(finished, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished, copy], check=True)
+    done = call(f"--workdir={copy}", "--config.sampling.batch_size=32", "--overwrite", "--stages=sample")
+    assert done.returncode == 0, done.stderr
+    for method in ("dsm", "tdsm", "clean"):
+        a, b = (np.load(d / "samples" / f"{method}.npz")["images"].astype(int) for d in (finished, copy))
+        assert np.abs(a - b).max() <= 1  # rounding to uint8 may tip over
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config.score.stepz=3"], "unknown config key 'score.stepz'; did you mean 'score.steps'?"),
+        (["--config.score.steps=many"], "--config.score.steps=many: invalid literal for int()"),
+        (["--config.label_noise.rate=1.5"], "config key label_noise.rate=1.5 must lie in [0, 1]"),
+        (["--config.label_noise.rate=0.9"], "clean labels cannot be identified"),
+        (
+            ["--config.label_noise.kind=pair", "--config.label_noise.rate=0.5"],
+            "clean labels cannot be identified",
+        ),
+        (
+            ["--config.network.multipliers=(1,1,1,1,1)"],
+            "config key network.multipliers halves 8x8 images 4 times",
+        ),
+        (["--stages=scores"], "unknown stage 'scores'; did you mean 'score'?"),
+        (["--stages=sample"], "sample/dsm needs score/dsm, which is not there"),
+        (["--workdir="], "give --config=configs/digits.py and --workdir=FOLDER"),
+        (["--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
+    ],
+)
+def test_bad_input_ends_in_one_line(tmp_path, arguments, said):
+    done = call(f"--workdir={tmp_path / 'new'}", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert said in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (f"{DIGITS}:nose=sym", "unknown config argument 'nose'; did you mean 'noise'?"),
+        (f"{DIGITS}:rate=2", "config key label_noise.rate=2.0 must lie in [0, 1]"),
+        ("configs/digit.py", "no config file configs/digit.py"),
+    ],
+)
+def test_a_bad_config_ends_in_one_line(tmp_path, config, said):
+    done = call(f"--workdir={tmp_path / 'new'}", config=config)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert said in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_shows_examples_and_flags():
+    done = subprocess.run(
+        [sys.executable, "-m", "tdsm_jax.main", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for word in ("--config=configs/digits.py", "--workdir", "--stages", "--dry_run", "--overwrite"):
+        assert word in done.stdout
+
+
+def kill_when(process, condition, deadline=120):
+    """Kills the process as soon as `condition` holds; says whether it was still running."""
+    end = time.monotonic() + deadline
+    while process.poll() is None and not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    alive = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return alive
+
+
+def start(workdir):
+    return subprocess.Popen(
+        command(f"--workdir={workdir}"),
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def test_a_killed_run_goes_on_to_the_same_results(finished, tmp_path):
+    workdir = tmp_path / "killed"
+    for sign in ("classifier/fold1/checkpoints/00000010.json", "score/tdsm/checkpoints/00000010.json"):
+        assert kill_when(start(workdir), (workdir / sign).exists), f"ended before {sign}"
+    done = call(f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert "score/tdsm, going on" in done.stderr
+    assert_same_results(workdir, finished)
+
+
+@pytest.mark.slow
+def test_five_random_kills(finished, tmp_path):
+    workdir, rng = tmp_path / "killed", random.Random(0)
+    for _ in range(5):
+        end = time.monotonic() + rng.uniform(4, 25)
+        kill_when(start(workdir), lambda end=end: time.monotonic() > end)
+    done = call(f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert_same_results(workdir, finished)
+    assert not list(workdir.rglob("*.partial"))

@@ -1,0 +1,77 @@
+"""EDM's preconditioning and loss weight against table 1 of Karras et al. 2022."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tdsm_jax.diffusion.process import EDM, make_denoiser, per_example
+
+SIGMA = jnp.array([0.002, 0.5, 3.0, 80.0])
+
+
+def test_the_preconditioning_has_the_values_of_the_paper():
+    process = EDM()
+    expected = {  # sigma = 0.5 = sigma_data, worked out by hand
+        process.c_skip: 0.5,
+        process.c_out: 0.5 / np.sqrt(2),
+        process.c_in: np.sqrt(2),
+        process.c_noise: np.log(0.5) / 4,
+        process.loss_weight: 8.0,
+    }
+    for function, value in expected.items():
+        assert float(function(jnp.float32(0.5))) == pytest.approx(value, rel=1e-6), function
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0, 0.3])
+def test_every_noise_level_counts_the_same_and_reaches_the_network_with_unit_variance(sigma_data):
+    process = EDM(sigma_data=sigma_data)
+    np.testing.assert_allclose(process.loss_weight(SIGMA) * process.c_out(SIGMA) ** 2, 1, rtol=1e-5)
+    np.testing.assert_allclose(process.c_in(SIGMA) ** 2 * (sigma_data**2 + SIGMA**2), 1, rtol=1e-5)
+    # The network's target (x0 - c_skip x_t) / c_out has unit variance too.
+    c_skip, c_out = process.c_skip(SIGMA), process.c_out(SIGMA)
+    target = ((1 - c_skip) * sigma_data) ** 2 + (c_skip * SIGMA) ** 2
+    np.testing.assert_allclose(target / c_out**2, 1, rtol=1e-4)
+
+
+def test_noise_levels_are_log_normal():
+    process = EDM()
+    normal = jax.random.normal(jax.random.key(0), (100_000,))
+    log_sigma = jnp.log(process.sigma(normal))
+    assert float(log_sigma.mean()) == pytest.approx(-1.2, abs=0.02)
+    assert float(log_sigma.std()) == pytest.approx(1.2, abs=0.02)
+    np.testing.assert_allclose(process.sigma(jnp.array([0.0, 1.0])), np.exp([-1.2, 0.0]), rtol=1e-6)
+
+
+def test_the_denoiser_is_skip_plus_scaled_network():
+    process, x = EDM(), jax.random.normal(jax.random.key(0), (4, 2, 2, 1))
+    seen = {}
+
+    def network(x_in, c_noise, label):
+        seen.update(x_in=x_in, c_noise=c_noise, label=label)
+        return jnp.ones_like(x_in)
+
+    label = jnp.arange(4)
+    D = make_denoiser(process, network)(x, SIGMA, label)
+    scale = {c: getattr(process, c)(SIGMA).reshape(4, 1, 1, 1) for c in ("c_skip", "c_out", "c_in")}
+    np.testing.assert_allclose(D, scale["c_skip"] * x + scale["c_out"], rtol=1e-6)
+    np.testing.assert_allclose(seen["x_in"], scale["c_in"] * x, rtol=1e-6)
+    np.testing.assert_allclose(seen["c_noise"], np.log(SIGMA) / 4, rtol=1e-6)
+    np.testing.assert_array_equal(seen["label"], label)
+    zero = make_denoiser(process, lambda x_in, c_noise, label: jnp.zeros_like(x_in))
+    np.testing.assert_allclose(zero(x, SIGMA, label), scale["c_skip"] * x, rtol=1e-6)
+
+
+def test_low_precision_noise_levels_are_computed_in_float32():
+    denoise = make_denoiser(EDM(), lambda x_in, c_noise, label: jnp.zeros_like(x_in))
+    x = jnp.ones((1, 1), jnp.float32)
+    assert denoise(x, jnp.ones(1, jnp.bfloat16), jnp.zeros(1, int)).dtype == jnp.float32
+
+
+def test_a_vanishing_noise_level_stays_finite():
+    assert np.isfinite(EDM().c_noise(jnp.zeros(1))).all()
+
+
+def test_per_example_factors_broadcast_over_all_other_axes():
+    assert per_example(jnp.ones(3), jnp.ones((3, 4, 5, 6))).shape == (3, 1, 1, 1)
+    assert per_example(jnp.ones(3), jnp.ones((3, 2))).shape == (3, 1)

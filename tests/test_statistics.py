@@ -1,0 +1,103 @@
+"""Distances between feature sets, against the official implementations and by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tdsm_jax.evaluation.statistics import (
+    compare,
+    confusion,
+    density_coverage,
+    frechet_distance,
+    per_class_accuracy,
+    recovery,
+)
+
+
+def features(count, dimension=5, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, dimension))
+
+
+def test_frechet_distance_matches_the_official_implementation(golden):
+    arrays = golden("metrics")
+    assert frechet_distance(arrays["real"], arrays["fake"]) == pytest.approx(float(arrays["fid"]), rel=1e-9)
+
+
+@pytest.mark.parametrize("nearest", [3, 5])
+def test_density_and_coverage_match_the_official_implementation(nearest, golden):
+    arrays = golden("metrics")
+    expected = float(arrays[f"k{nearest}_density"]), float(arrays[f"k{nearest}_coverage"])
+    assert density_coverage(arrays["real"], arrays["fake"], nearest) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_of_independent_axes_by_hand():
+    """It is the sum over axes of (mu - mu')^2 + (sd - sd')^2."""
+    real = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])  # variance 2/3 an axis
+    fake = [2, 3] * real + [5, 0]
+    assert frechet_distance(real, fake) == pytest.approx(5**2 + (1**2 + 2**2) * 2 / 3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31))
+def test_frechet_distance_is_symmetric_and_sees_a_shift(seed):
+    real, fake = features(40, seed=seed), 2 * features(30, seed=seed + 1)
+    distance = frechet_distance(real, fake)
+    assert distance > 0
+    assert distance == pytest.approx(frechet_distance(fake, real), rel=1e-9)
+    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(real, real + 3) == pytest.approx(5 * 3**2, rel=1e-9)
+
+
+def test_frechet_distance_of_fewer_examples_than_features_is_finite_and_in_double():
+    real, fake = features(4, 20), features(4, 20, seed=1)
+    assert np.isfinite(frechet_distance(real, fake))
+    shifted = (1000 + real).astype(np.float32)
+    assert frechet_distance(shifted, shifted) == pytest.approx(0, abs=1e-5)
+
+
+def test_density_and_coverage_by_hand():
+    """Real balls around 0, 1, 3 reach their nearest neighbour: radii 1, 1, 2; the edge is outside."""
+    real, fake = np.array([[0.0], [1.0], [3.0]]), np.array([[0.5], [1.9], [2.0]])
+    # 0.5 lies in the balls of 0 and 1, 1.9 in those of 1 and 3, 2.0 in that of 3 alone.
+    assert density_coverage(real, fake, nearest=1) == (pytest.approx(5 / 3), 1.0)
+    assert density_coverage(real, np.array([[100.0]]), nearest=1) == (0.0, 0.0)
+    assert density_coverage(real, np.array([[3.5]]), nearest=1) == (1.0, pytest.approx(1 / 3))
+
+
+def test_class_wise_distances_compare_each_class_with_itself():
+    real, fake = features(60), features(45, seed=1)
+    real_labels, fake_labels = np.arange(60) % 3, np.arange(45) % 3
+    real[real_labels == 1] += 4
+    result = compare(real, real_labels, fake, fake_labels, nearest=3)
+    pairs = [(real[real_labels == y], fake[fake_labels == y]) for y in range(3)]
+    assert result["cw_fd_per_class"] == [frechet_distance(r, f) for r, f in pairs]
+    assert result["cw_fd"] == pytest.approx(np.mean(result["cw_fd_per_class"]))
+    assert result["cw_fd_per_class"][1] > 10 * max(result["cw_fd_per_class"][0], result["cw_fd_per_class"][2])
+    assert result["cw_density"] == pytest.approx(np.mean([density_coverage(r, f, 3)[0] for r, f in pairs]))
+    assert result["cw_coverage"] == pytest.approx(np.mean([density_coverage(r, f, 3)[1] for r, f in pairs]))
+    assert result["fd"] == frechet_distance(real, fake)
+    assert (result["density"], result["coverage"]) == density_coverage(real, fake, 3)
+
+
+def test_images_under_wrong_labels_hurt_the_class_wise_distance_only():
+    real, labels = features(60), np.arange(60) % 2
+    real[labels == 1] += 4
+    right, wrong = (compare(real, labels, real, shown, nearest=3) for shown in (labels, 1 - labels))
+    assert right["cw_fd"] == pytest.approx(0, abs=1e-9) and wrong["cw_fd"] > 50
+    assert right["fd"] == wrong["fd"] and right["coverage"] == 1
+
+
+def test_accuracy_by_class_leaves_absent_classes_undefined():
+    accuracy = per_class_accuracy(np.array([0, 1, 0, 3]), np.array([0, 0, 0, 3]), 4)
+    np.testing.assert_allclose(accuracy, [2 / 3, np.nan, np.nan, 1])
+
+
+def test_confusion_counts_asked_by_row_and_seen_by_column():
+    assert confusion(np.array([0, 0, 0, 2]), np.array([0, 1, 1, 0]), 3) == [[1, 2, 0], [0, 0, 0], [1, 0, 0]]
+
+
+def test_recovery_is_one_at_the_clean_model_and_zero_at_the_noisy_one():
+    assert recovery(30.0, 10.0, 10.0) == 1 and recovery(30.0, 30.0, 10.0) == 0
+    assert recovery(0.5, 0.8, 0.9) == pytest.approx(0.75)  # whichever direction is better
+    assert recovery(0.5, 0.8, 0.5) is None
