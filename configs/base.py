@@ -59,7 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "sigma_max": 80.0,
             },
             "mixture": {  # how tdsm completes the given label's denoiser
-                "rule": "threshold",  # all, threshold or floor
+                "rule": "floor",  # floor, threshold or all
                 "tau": 0.01,  # threshold: weights up to it are cut
                 "residual_slots": 2,  # floor: other classes evaluated by themselves, at most
                 "packed": True,  # evaluate only the slots of non-zero weight

@@ -18,7 +18,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         rate=0.4,
         methods="dsm+tdsm+clean",
         transition=("known", "volmin"),
-        rule=("threshold", "floor", "all"),
+        rule=("floor", "threshold", "all"),
         seed=0,
         smoke=False,
     )
@@ -29,6 +29,9 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     config.label_noise.rate = chosen.rate
     config.transition.estimator = chosen.transition
     config.mixture.rule = chosen.rule
+    # Small images of high contrast: the noise that hides or shows the digit is stronger than for 32x32 photographs.
+    config.process.P_mean = -0.5
+    config.score.learning_rate = 2e-3
     if chosen.smoke:
         shrink(config)
     return config

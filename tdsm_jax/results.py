@@ -12,7 +12,7 @@ import numpy as np
 from tdsm_jax import config as configuration
 from tdsm_jax import files, pipeline
 from tdsm_jax.data import label_files
-from tdsm_jax.evaluation import judge, report, statistics
+from tdsm_jax.evaluation import judge, report, report_words, statistics
 from tdsm_jax.run import Run, optimisation
 from tdsm_jax.stages import grid
 from tdsm_jax.training import classifier as classifiers
@@ -133,7 +133,7 @@ def write_report(run: Run) -> None:
     report.write_report(
         run.workdir / "report.html",
         report.Report(
-            title=f"{run.train_set.name}: {noise.kind} label noise {noise.rate:.0%}, seed {run.config.seed}",
+            title=f"{run.train_set.name}, {report_words.NOISE[noise.kind]} label noise {noise.rate:.0%}, seed {run.config.seed}",
             config=configuration.resolved(run.config),
             environment=environment(),
             metrics=metrics,

@@ -12,7 +12,7 @@ from tdsm_jax.data import label_files, sources
 from tdsm_jax.data.sources import to_float
 from tdsm_jax.diffusion import sampling
 from tdsm_jax.diffusion.process import make_denoiser
-from tdsm_jax.evaluation import charts
+from tdsm_jax.evaluation import grids
 from tdsm_jax.labels import transition
 from tdsm_jax.labels.losses import forward_corrected
 from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table, posterior
@@ -157,7 +157,7 @@ def sample(run: Run, method: str) -> None:
 def write_grid(run: Run, name: str, images: np.ndarray, labels: np.ndarray) -> None:
     """Writes the first images of each class as a PNG, one row a class."""
     with files.atomic_write(run.workdir / name) as file:
-        file.write(charts.image_grid_png(grid(run, images, labels), scale=4))
+        file.write(grids.image_grid_png(grid(run, images, labels), scale=4))
 
 
 def grid(run: Run, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

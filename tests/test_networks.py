@@ -13,9 +13,7 @@ from tdsm_jax.networks import layers
 from tdsm_jax.networks.classifier import Classifier
 from tdsm_jax.networks.unet import UNet
 
-TINY = UNet(
-    num_classes=5, channels=16, multipliers=(1, 2), blocks=1, attention_resolutions=(8,), dropout_rate=0.0
-)
+TINY = UNet(num_classes=5, channels=16, multipliers=(1, 2), blocks=1, attention_resolutions=(8,), dropout_rate=0.0)
 
 
 def inputs(batch=3, size=16, channels=3):
@@ -62,9 +60,7 @@ def flax_array(array):
 def official(golden):
     """Returns the parameters of the official DDPM++ in our tree, the weight of its augmentation label, arrays."""
     arrays = golden("net_ddpmpp_edm")
-    state = {
-        name.removeprefix("state/model."): arrays[name] for name in arrays if name.startswith("state/model.")
-    }
+    state = {name.removeprefix("state/model."): arrays[name] for name in arrays if name.startswith("state/model.")}
     flat = {flax_path(name): flax_array(array) for name, array in state.items()}
     flat.pop(None)
     return traverse_util.unflatten_dict(flat), state["map_augment.weight"], arrays

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from gaussian import GaussianMixture
 
+from gaussian import GaussianMixture
 from tdsm_jax.diffusion import mixture
 from tdsm_jax.diffusion.objectives import add_noise, score_matching
 from tdsm_jax.diffusion.process import EDM, make_denoiser
@@ -60,16 +60,12 @@ def train(key, rule, label_dropout=0.0, capacity=None, own_gradient=True):
         draw_key, drop_key = jax.random.split(key)
         x0, x_t, sigma, _, y_tilde = draw(draw_key)
         residual_slots = mixture.floor_slots(S, most=2)
-        slots = mixture.plan(
-            rule, y_tilde, TABLE, WORLD.log_h(x_t, sigma), tau=0.01, residual_slots=residual_slots
-        )
+        slots = mixture.plan(rule, y_tilde, TABLE, WORLD.log_h(x_t, sigma), tau=0.01, residual_slots=residual_slots)
         slots = mixture.drop_labels(slots, jax.random.bernoulli(drop_key, label_dropout, (BATCH,)), null=3)
 
         def loss_fn(params):
             still = jax.lax.stop_gradient(params)
-            denoise, frozen = (
-                make_denoiser(PROCESS, functools.partial(perceptron, p)) for p in (params, still)
-            )
+            denoise, frozen = (make_denoiser(PROCESS, functools.partial(perceptron, p)) for p in (params, still))
             others = frozen if own_gradient else None
             return score_matching(PROCESS, denoise, others, x0, x_t, sigma, slots, capacity)[0].mean()
 

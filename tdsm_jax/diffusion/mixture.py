@@ -87,14 +87,15 @@ def floor_plan(table: WeightTable, w: jax.Array, y_tilde: jax.Array, residual_sl
 
 
 def floor_slots(S: np.ndarray, most: int) -> tuple[int, bool]:
-    """Returns how many classes beside the own one rise above their column's floor (at most `most`),
+    """Returns (m, null), the static shape of `floor_plan` for this S [K,K].
 
-    and whether anything is left for the null label: the static shape of `floor_plan` for this S [K,K].
+    m classes beside the own one rise above their column's floor, at most `most` of them get a slot; `null` says
+    whether anything is left for the null label, be it only the mixture of a label that S makes impossible.
     """
     above = S - S.min(axis=0) > 1e-12
     np.fill_diagonal(above, False)
     needed = int(above.sum(axis=0).max())
-    return min(needed, most), bool(needed > most or S.min(axis=0).max() > 0)
+    return min(needed, most), bool(needed > most or S.min(axis=0).max() > 0 or S.max(axis=0).min() == 0)
 
 
 def drop_labels(slots: Plan, dropped: jax.Array, null: int) -> Plan:

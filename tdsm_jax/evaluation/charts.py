@@ -1,107 +1,20 @@
-"""Charts as SVG strings and image grids as PNG bytes, without a plotting library.
-
-Series differ in colour (Okabe-Ito), dash and marker, so a chart survives colour blindness and grey print.
-Colours are CSS variables with light-mode fallbacks: an SVG stands alone, and a page that includes `THEME`
-gives it a dark mode. Drawings are as wide as a phone, so that their text is readable there and on a desktop.
-"""
+"""Charts as SVG strings, without a plotting library: lines, dots, heat maps."""
 
 import dataclasses
 import functools
-import html
-import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
 from tdsm_jax.errors import UserError
+from tdsm_jax.evaluation import svg
+from tdsm_jax.evaluation.svg import short_number
 
-WIDTH = 360
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DARK_COLOURS = ("#E8742A", "#56B4E9", "#1DB88C", "#D98FB8", "#E69F00", "#5B8FD9")
-_DASHES = ("7 3", "none", "2 3", "10 3 2 3", "4 2")
-_MARKERS = (
-    "M-4.2 0a4.2 4.2 0 1 0 8.4 0a4.2 4.2 0 1 0-8.4 0z",  # circle
-    "M-3.8-3.8h7.6v7.6h-7.6z",  # square
-    "M0-4.8L4.8 3.8H-4.8z",  # triangle
-    "M0-5.2L5.2 0L0 5.2L-5.2 0z",  # diamond
-    "M0 4.8L4.8-3.8H-4.8z",  # triangle, point down
-    "M-1.6-4.6h3.2v3h3v3.2h-3v3h-3.2v-3h-3v-3.2h3z",  # plus
-)
 _MOST_MARKED_POINTS = 14  # more markers than this hide the line they sit on
 _MOST_NUMBERED_CLASSES = 12  # beyond it a cell is too small to hold its number
 _LEVELS = 20  # shades of a large heat map; cells of one shade share one path, which keeps K = 100 small
-
-
-def _theme(ink: str, muted: str, line: str, surface: str, heat: str, on_heat: str, series: Sequence[str]) -> str:
-    names = {"ink": ink, "muted": muted, "line": line, "surface": surface, "heat": heat, "on-heat": on_heat}
-    names |= {f"series-{i}": colour for i, colour in enumerate(series)}
-    return ":root{" + "".join(f"--{name}:{value};" for name, value in names.items()) + "}"
-
-
-THEME = (
-    _theme("#1c2430", "#5b6675", "#dfe3e8", "#ffffff", "#00518a", "#ffffff", COLOURS)
-    + "@media(prefers-color-scheme:dark){"
-    + _theme("#e8ebef", "#9aa5b3", "#323a45", "#1a1f26", "#56B4E9", "#0d1116", _DARK_COLOURS)
-    + "}"
-)
-_INK, _MUTED, _LINE = "var(--ink,#1c2430)", "var(--muted,#5b6675)", "var(--line,#dfe3e8)"
-_REFERENCE = f"stroke:{_INK};stroke-width:1.5;stroke-dasharray:1 3"
-_SURFACE, _HEAT, _ON_HEAT = "var(--surface,#fff)", "var(--heat,#00518a)", "var(--on-heat,#fff)"
-
-
-def escape(text: object) -> str:
-    """Returns `text` safe inside HTML and XML, element or attribute; control characters become U+FFFD."""
-    return html.escape("".join(c if c.isprintable() else "\ufffd" for c in str(text)))
-
-
-def series_colour(index: int) -> str:
-    """Returns the CSS colour of the series at `index`, the same in every chart."""
-    index %= len(COLOURS)
-    return f"var(--series-{index},{COLOURS[index]})"
-
-
-def marker(index: int, x: float, y: float, tooltip: str = "") -> str:
-    """Returns the SVG marker of the series at `index`, centred on (x, y)."""
-    title = f"<title>{escape(tooltip)}</title>" if tooltip else ""
-    shape = f'd="{_MARKERS[index % len(_MARKERS)]}" transform="translate({x:.1f} {y:.1f})"'
-    return f'<path {shape} style="fill:{series_colour(index)};stroke:{_SURFACE}">{title}</path>'
-
-
-def _text(x: float, y: float, text: object, anchor: str = "start", fill: str = _MUTED) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="12" style="fill:{fill}">{escape(text)}</text>'
-    )
-
-
-def _rule(x1: float, y1: float, x2: float, y2: float, style: str = f"stroke:{_LINE}") -> str:
-    return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" style="fill:none;{style}"/>'
-
-
-def _svg(height: float, label: str, body: str) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="100%" role="img" '
-        f'aria-label="{escape(label)}" font-family="system-ui,sans-serif">{body}</svg>'
-    )
-
-
-def _shorten(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def short_number(value: float) -> str:
-    """Returns a number at the precision a reader uses: 0.0312, 4.4, 60, 12k; "–" if it is not finite."""
-    if not math.isfinite(value):
-        return "–"
-    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if scale <= abs(value) < 1e12:
-            unit = 1e3 if suffix == "k" else scale
-            return f"{value / unit:.3g}{suffix}"
-    if 10 <= abs(value) < 1e4:
-        return f"{value:.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
-    return f"{value:.3g}"
 
 
 def _nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -110,6 +23,15 @@ def _nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]
+
+
+def _tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Returns short numbers, with as many digits as tell neighbours apart: 2.29, 2.2925, 2.295."""
+    step = min((b - a for a, b in itertools.pairwise(ticks)), default=math.inf)
+    for digits in range(3, 7):
+        if all(abs(float(f"{t:.{digits}g}") - t) < 0.01 * step for t in ticks):
+            break
+    return [short_number(t, digits) for t in ticks]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -181,30 +103,25 @@ def _legend(entries: Mapping[str, Callable[[float, float], str]], y: float) -> t
     """
     parts, x = [], 4.0
     for name, sample in entries.items():
-        shown = _shorten(name, 40)
-        width = 32 + 6.8 * len(shown) + 14
-        if x > 4 and x + width > WIDTH:
+        shown = svg.shorten(name, 40)
+        width = 32 + svg.text_width(shown) + 12
+        if x > 4 and x + width > svg.WIDTH:
             x, y = 4.0, y + 20
-        parts.append(sample(x, y) + _text(x + 32, y + 4, shown, fill=_INK))
+        parts.append(sample(x, y) + svg.text(x + 32, y + 4, shown, fill=svg.INK))
         x += width
     return "".join(parts), y + 14
 
 
 def _marker_sample(index: int, x: float, y: float) -> str:
-    return marker(index, x + 18, y)
+    return svg.marker(index, x + 18, y)
 
 
 def _line_sample(index: int, x: float, y: float) -> str:
-    return _rule(x, y, x + 26, y, _stroke(index)) + marker(index, x + 13, y)
+    return svg.rule(x, y, x + 26, y, svg.stroke(index)) + svg.marker(index, x + 13, y)
 
 
 def _reference_sample(x: float, y: float) -> str:
-    return _rule(x, y, x + 26, y, _REFERENCE)
-
-
-def _stroke(index: int) -> str:
-    dash = _DASHES[index % len(_DASHES)]
-    return f"stroke:{series_colour(index)};stroke-width:2;stroke-dasharray:{dash};stroke-linejoin:round"
+    return svg.rule(x, y, x + 26, y, svg.REFERENCE)
 
 
 def _curve(index: int, name: str, points: np.ndarray, x_axis: _Axis, y_axis: _Axis) -> str:
@@ -212,25 +129,28 @@ def _curve(index: int, name: str, points: np.ndarray, x_axis: _Axis, y_axis: _Ax
     path = "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
     marked = np.unique(np.linspace(0, len(points) - 1, min(len(points), _MOST_MARKED_POINTS)).round().astype(int))
     markers = (
-        marker(index, *places[i], f"{name}: {short_number(points[i, 0])}, {short_number(points[i, 1])}") for i in marked
+        svg.marker(index, *places[i], f"{name}: {short_number(points[i, 0])}, {short_number(points[i, 1])}")
+        for i in marked
     )
-    return f'<path d="M{path}" style="fill:none;{_stroke(index)}"/>' + "".join(markers)
+    return f'<path d="M{path}" style="fill:none;{svg.stroke(index)}"/>' + "".join(markers)
 
 
 def _x_axis(axis: _Axis, top: float, bottom: float, label: str) -> str:
-    ticks = "".join(
-        _rule(axis.place(t), top, axis.place(t), bottom) + _text(axis.place(t), bottom + 17, short_number(t), "middle")
-        for t in axis.ticks()
+    ticks = axis.ticks()
+    drawn = "".join(
+        svg.rule(axis.place(t), top, axis.place(t), bottom) + svg.text(axis.place(t), bottom + 17, number, "middle")
+        for t, number in zip(ticks, _tick_labels(ticks), strict=True)
     )
-    return ticks + _text((axis.start + axis.end) / 2, bottom + 37, label, "middle", _INK)
+    return drawn + svg.text((axis.start + axis.end) / 2, bottom + 37, label, "middle", svg.INK)
 
 
 def _y_axis(axis: _Axis, left: float, right: float, label: str) -> str:
-    ticks = "".join(
-        _rule(left, axis.place(t), right, axis.place(t)) + _text(left - 7, axis.place(t) + 4, short_number(t), "end")
-        for t in axis.ticks()
+    ticks = axis.ticks()
+    drawn = "".join(
+        svg.rule(left, axis.place(t), right, axis.place(t)) + svg.text(left - 7, axis.place(t) + 4, number, "end")
+        for t, number in zip(ticks, _tick_labels(ticks), strict=True)
     )
-    return ticks + _text(4, axis.end - 12, label, fill=_INK)
+    return drawn + svg.text(4, axis.end - 12, label, fill=svg.INK)
 
 
 def line_chart(
@@ -241,10 +161,14 @@ def line_chart(
     log_x: bool = False,
     log_y: bool = False,
     references: Mapping[str, float] | None = None,
+    y_takes_in: Sequence[float] = (),
+    styles: Sequence[int] | None = None,
 ) -> str:
     """Returns an SVG line chart.
 
-    `series` maps a name to its (x, y), each [n]; `references` maps a name to the height of a horizontal line.
+    `series` maps a name to its (x, y), each [n]; `references` maps a name to the height of a horizontal line;
+    the y axis reaches at least to the values `y_takes_in`; `styles` are the numbers of the series' colours, dashes
+    and markers, by default 0, 1, 2 and so on.
     Points an axis cannot show (NaN, infinite, or non-positive on a log axis) are left out; a series of one
     point is a marker, and a chart without points says so.
     """
@@ -252,44 +176,55 @@ def line_chart(
     references = {
         name: value for name, value in (references or {}).items() if _plottable([1.0], [value], log_x, log_y).size
     }
-    samples = {name: functools.partial(_line_sample, i) for i, name in enumerate(points)}
+    styles = dict(zip(points, styles or range(len(points)), strict=True))
+    samples = {name: functools.partial(_line_sample, styles[name]) for name in points}
     legend, top = _legend(samples | dict.fromkeys(references, _reference_sample), 12)
-    top, bottom, left, right = top + 24, top + 224, 48, WIDTH - 12
+    top, bottom, left, right = top + 24, top + 224, 48, svg.WIDTH - 12
     every = np.concatenate([np.zeros((0, 2)), *points.values()])
     x_axis = _Axis.spanning(every[:, 0], left + 8, right - 8, log_x)
-    y_axis = _Axis.spanning(np.append(every[:, 1], list(references.values())), bottom, top, log_y, padding=0.06)
+    heights = np.concatenate([every[:, 1], list(references.values()), y_takes_in])
+    y_axis = _Axis.spanning(heights, bottom, top, log_y, padding=0.06)
     body = [legend, _y_axis(y_axis, left, right, y_label), _x_axis(x_axis, bottom, bottom + 4, x_label)]
     for value in references.values():
-        body.append(_rule(left, y_axis.place(value), right, y_axis.place(value), _REFERENCE))
-    body += [_curve(i, name, p, x_axis, y_axis) for i, (name, p) in enumerate(points.items()) if p.size]
+        body.append(svg.rule(left, y_axis.place(value), right, y_axis.place(value), svg.REFERENCE))
+    body += [_curve(styles[name], name, p, x_axis, y_axis) for name, p in points.items() if p.size]
     if not every.size:
-        body.append(_text((left + right) / 2, (top + bottom) / 2, "nothing recorded", "middle"))
-    return _svg(bottom + 44, f"Line chart of {y_label} against {x_label}: {', '.join(points)}", "".join(body))
+        body.append(svg.text((left + right) / 2, (top + bottom) / 2, "nothing recorded", "middle"))
+    return svg.drawing(bottom + 48, f"Line chart of {y_label} against {x_label}: {', '.join(points)}", "".join(body))
 
 
-def dot_plot(series: Mapping[str, Sequence[float]], *, names: Sequence[str], x_label: str) -> str:
+def dot_plot(
+    series: Mapping[str, Sequence[float]],
+    *,
+    names: Sequence[str],
+    x_label: str,
+    styles: Sequence[int] | None = None,
+) -> str:
     """Returns an SVG with one row per name and one marker per series, joined by a grey bar.
 
-    `series` maps a series to its values [len(names)]; values that are not finite are left out.
+    `series` maps a series to its values [len(names)]; values that are not finite are left out. `styles` are the
+    numbers of the series' colours and markers, by default 0, 1, 2 and so on.
     """
     values = {name: _in_range(v) for name, v in series.items()}
-    legend, top = _legend({name: functools.partial(_marker_sample, i) for i, name in enumerate(values)}, 12)
-    left, bottom = 16 + 7 * max([4, *(len(_shorten(n, 14)) for n in names)]), top + 8 + 22 * len(names)
+    styles = dict(zip(values, styles or range(len(values)), strict=True))
+    legend, top = _legend({name: functools.partial(_marker_sample, styles[name]) for name in values}, 12)
+    left, bottom = 16 + 7 * max([4, *(len(svg.shorten(n, 14)) for n in names)]), top + 8 + 22 * len(names)
     every = np.concatenate([np.zeros(0), *values.values()])
-    axis = _Axis.spanning(every[np.isfinite(every)], left + 8, WIDTH - 16, log=False, padding=0.03)
+    axis = _Axis.spanning(every[np.isfinite(every)], left + 8, svg.WIDTH - 16, log=False, padding=0.03)
     body = [legend, _x_axis(axis, top + 4, bottom, x_label)]
     for row, name in enumerate(names):
         y = top + 16 + 22 * row
-        finite = {i: v[row] for i, v in enumerate(values.values()) if np.isfinite(v[row])}
-        body.append(_text(left - 8, y + 4, _shorten(name, 14), "end", _INK))
+        finite = {series: v[row] for series, v in values.items() if np.isfinite(v[row])}
+        body.append(svg.text(left - 8, y + 4, svg.shorten(name, 14), "end", svg.INK))
         if finite:
             ends = axis.place(min(finite.values())), axis.place(max(finite.values()))
-            body.append(_rule(ends[0], y, ends[1], y, f"stroke:{_LINE};stroke-width:7;stroke-linecap:round"))
+            body.append(svg.rule(ends[0], y, ends[1], y, f"stroke:{svg.LINE};stroke-width:7;stroke-linecap:round"))
         body += [
-            marker(i, axis.place(v), y, f"{name}, {list(values)[i]}: {short_number(v)}") for i, v in finite.items()
+            svg.marker(styles[series], axis.place(v), y, f"{name}, {series}: {short_number(v)}")
+            for series, v in finite.items()
         ]
     label = f"Dot plot of {x_label} for each of {len(names)} classes: {', '.join(values)}"
-    return _svg(bottom + 44, label, "".join(body))
+    return svg.drawing(bottom + 44, label, "".join(body))
 
 
 def _cells(matrix: np.ndarray, highest: float, size: float) -> Iterator[str]:
@@ -301,7 +236,7 @@ def _cells(matrix: np.ndarray, highest: float, size: float) -> Iterator[str]:
         for start, end in itertools.pairwise(edges):
             runs.setdefault(int(line[start]), []).append(f"M{start} {row}h{end - start}v1h{start - end}z")
     for level in sorted(runs.keys() - {0}):
-        style = f"fill:{_HEAT};fill-opacity:{level / _LEVELS:g}"
+        style = f"fill:{svg.HEAT};fill-opacity:{level / _LEVELS:g}"
         path = "".join(runs[level])
         yield f'<path d="{path}" transform="scale({size:.4f})" shape-rendering="crispEdges" style="{style}"/>'
 
@@ -312,13 +247,13 @@ def _numbered_cells(matrix: np.ndarray, highest: float, size: float, names: Sequ
     for row, column in np.ndindex(*matrix.shape):
         value = float(matrix[row, column])
         shade = min(max(value / highest, 0.0), 1.0) if math.isfinite(value) else 0.0
-        fill = _ON_HEAT if shade > 0.65 else _INK if value else _MUTED
-        tooltip = escape(f"{names[row]} → {names[column]}: {short_number(value)}")
+        fill = svg.ON_HEAT if shade > 0.65 else svg.INK if value else svg.MUTED
+        tooltip = svg.escape(f"{names[row]} → {names[column]}: {short_number(value)}")
         number = f"{value:.0f}" if 10 <= abs(value) < 1000 else short_number(round(value, decimals))
         yield (
             f'<g transform="translate({column * size:.1f} {row * size:.1f})"><title>{tooltip}</title>'
-            f'<path d="{square}" style="fill:{_HEAT};fill-opacity:{shade:.3f}"/>'
-            f"{_text(size / 2, size / 2 + 4.5, number, 'middle', fill)}</g>"
+            f'<path d="{square}" style="fill:{svg.HEAT};fill-opacity:{shade:.3f}"/>'
+            f"{svg.text(size / 2, size / 2 + 4.5, number, 'middle', fill)}</g>"
         )
 
 
@@ -326,10 +261,10 @@ def _colour_key(left: float, y: float, highest: float) -> str:
     width = 6.0
     swatches = (
         f'<path d="M{left + i * width:.1f} {y:.1f}h{width}v10h-{width}z" '
-        f'style="fill:{_HEAT};fill-opacity:{(i + 0.5) / _LEVELS:g}"/>'
+        f'style="fill:{svg.HEAT};fill-opacity:{(i + 0.5) / _LEVELS:g}"/>'
         for i in range(_LEVELS)
     )
-    ends = _text(left - 7, y + 10, "0", "end") + _text(left + _LEVELS * width + 7, y + 10, short_number(highest))
+    ends = svg.text(left - 7, y + 10, "0", "end") + svg.text(left + _LEVELS * width + 7, y + 10, short_number(highest))
     return "".join(swatches) + ends
 
 
@@ -349,48 +284,28 @@ def heat_map(
     if matrix.shape != (K, K):
         raise UserError(f"heat map of shape {matrix.shape} for {K} class names; pass a [{K}, {K}] matrix")
     highest = highest or float(matrix[np.isfinite(matrix)].max(initial=0.0)) or 1.0
-    shown = [_shorten(name, 10) for name in names]
+    shown = [svg.shorten(name, 10) for name in names]
     margin = 10 + 6.6 * max([2, *map(len, shown)])
-    left, top, size = margin + 4, 26, (WIDTH - margin - 12) / max(K, 1)
+    left, top, size = margin + 4, 26, (svg.WIDTH - margin - 12) / max(K, 1)
     bottom = top + size * K
     numbered = K <= _MOST_NUMBERED_CLASSES
     cells = _numbered_cells(matrix, highest, size, names) if numbered else _cells(matrix, highest, size)
     body = [
-        _text(4, 12, f"↓ {row_label}", fill=_INK),
+        svg.text(4, 12, f"↓ {row_label}", fill=svg.INK),
         f'<g transform="translate({left} {top})">',
         *cells,
         "</g>",
     ]
     upright = margin - 10 <= size
     for i in range(0, K, 1 if numbered else math.ceil(K / 12)):
-        body.append(_text(left - 7, top + (i + 0.5) * size + 4, shown[i], "end"))
+        body.append(svg.text(left - 7, top + (i + 0.5) * size + 4, shown[i], "end"))
         turn = "" if upright else ' transform="rotate(-90)"'
         dx, dy, anchor = (0, 17, "middle") if upright else (4, 8, "end")
-        label = _text(-dy, dx, shown[i], anchor) if turn else _text(dx, dy, shown[i], anchor)
+        label = svg.text(-dy, dx, shown[i], anchor) if turn else svg.text(dx, dy, shown[i], anchor)
         body.append(f'<g transform="translate({left + (i + 0.5) * size:.1f} {bottom:.1f})"><g{turn}>{label}</g></g>')
     below = bottom + (30 if upright else margin + 12)
     body += [
         _colour_key(left, below, highest),
-        _text(WIDTH - 8, below + 10, f"→ {column_label}", "end", _INK),
+        svg.text(svg.WIDTH - 8, below + 10, f"→ {column_label}", "end", svg.INK),
     ]
-    return _svg(below + 16, f"Heat map, rows: {row_label}, columns: {column_label}", "".join(body))
-
-
-def image_grid_png(images: np.ndarray, *, scale: int = 1) -> bytes:
-    """Returns a PNG of `images` uint8 [rows, columns, H, W, C], C = 1 or 3, with thin grey gaps.
-
-    Each pixel becomes a square of `scale` pixels. Raises `UserError` for another type, rank or channel count.
-    """
-    if images.dtype != np.uint8 or images.ndim != 5 or images.shape[-1] not in (1, 3) or images.size == 0:
-        raise UserError(
-            f"image grid got {images.dtype} {images.shape}; pass non-empty uint8 [rows, columns, H, W, 1 or 3]"
-        )
-    rows, columns, H, W, C = images.shape
-    gap = max(1, scale * min(H, W) // 24)
-    tiles = images.repeat(scale, axis=2).repeat(scale, axis=3)
-    tiles = np.pad(tiles, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=128)
-    grid = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * (H * scale + gap), columns * (W * scale + gap), C)
-    grid = grid[:-gap, :-gap]
-    png = io.BytesIO()
-    Image.fromarray(grid[..., 0] if C == 1 else grid).save(png, "PNG", optimize=True)
-    return png.getvalue()
+    return svg.drawing(below + 16, f"Heat map, rows: {row_label}, columns: {column_label}", "".join(body))

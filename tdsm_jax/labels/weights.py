@@ -67,7 +67,3 @@ def posterior(table: WeightTable, logits: jax.Array, y_tilde: jax.Array) -> jax.
     possible = jnp.isfinite(evidence).any(axis=1, keepdims=True)
     return jax.nn.softmax(jax.nn.log_softmax(logits) + jnp.where(possible, evidence, 0.0))
 
-
-def log_noisy_posterior(log_h: jax.Array, log_S: jax.Array) -> jax.Array:
-    """Returns log p(y_tilde | x_t) = log(h S). Shapes: log_h [B,K], log_S [K,K] (-inf allowed) -> [B,K]."""
-    return jax.nn.logsumexp(log_h[:, :, None] + log_S[None], axis=1)

@@ -1,0 +1,52 @@
+"""Grids of images, one row a class: cut to fit a page, and as PNG bytes."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from tdsm_jax.errors import UserError
+
+_MOST_COLUMNS = 8
+_THUMBNAIL = 64  # pixels
+
+
+def image_grid_png(images: np.ndarray, *, scale: int = 1) -> bytes:
+    """Returns a PNG of `images` uint8 [rows, columns, H, W, C], C = 1 or 3, with thin grey gaps.
+
+    Each pixel becomes a square of `scale` pixels. Raises `UserError` for another type, rank or channel count.
+    """
+    if images.dtype != np.uint8 or images.ndim != 5 or images.shape[-1] not in (1, 3) or images.size == 0:
+        raise UserError(
+            f"image grid got {images.dtype} {images.shape}; pass non-empty uint8 [rows, columns, H, W, 1 or 3]"
+        )
+    rows, columns, H, W, C = images.shape
+    gap = max(1, scale * min(H, W) // 24)
+    tiles = images.repeat(scale, axis=2).repeat(scale, axis=3)
+    tiles = np.pad(tiles, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=128)
+    grid = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * (H * scale + gap), columns * (W * scale + gap), C)
+    grid = grid[:-gap, :-gap]
+    png = io.BytesIO()
+    Image.fromarray(grid[..., 0] if C == 1 else grid).save(png, "PNG", optimize=True)
+    return png.getvalue()
+
+
+def that_fit(grids: Sequence[np.ndarray], budget: int, most_rows: int) -> tuple[np.ndarray, int]:
+    """Returns the rows (evenly spread) and the number of columns whose thumbnails are `budget` bytes together.
+
+    `grids`: each [K, columns, H, W, C], as many rows in each.
+    """
+    K, columns = min(len(g) for g in grids), min(_MOST_COLUMNS, *(g.shape[1] for g in grids))
+    affordable = max(1, budget // sum(thumbnails(g[:1, :1]).size for g in grids))
+    rows = min(K, most_rows, max(1, affordable // min(columns, 4)))
+    return np.linspace(0, K - 1, rows).round().astype(int), max(1, min(columns, affordable // rows))
+
+
+def thumbnails(grid: np.ndarray) -> np.ndarray:
+    """Returns `grid` uint8 [rows, columns, H, W, C] with images halved, by averaging, down to 64 pixels."""
+    while max(grid.shape[2:4]) > _THUMBNAIL:
+        rows, columns, H, W, C = grid.shape
+        halved = grid[:, :, : H // 2 * 2, : W // 2 * 2].reshape(rows, columns, H // 2, 2, W // 2, 2, C)
+        grid = halved.mean(axis=(3, 5)).round().astype(np.uint8)
+    return grid
