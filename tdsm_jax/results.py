@@ -130,10 +130,11 @@ def write_report(run: Run) -> None:
     trained = [*folds, *(f"score/{m}" for m in run.config.methods)]
     files.write_json(run.workdir / "metrics.json", metrics)
     noise = run.label_file
+    kind = report_words.NOISE[noise.kind]
     report.write_report(
         run.workdir / "report.html",
         report.Report(
-            title=f"{run.train_set.name}, {report_words.NOISE[noise.kind]} label noise {noise.rate:.0%}, seed {run.config.seed}",
+            title=f"{run.train_set.name}, {kind} label noise {noise.rate:.0%}, seed {run.config.seed}",
             config=configuration.resolved(run.config),
             environment=environment(),
             metrics=metrics,

@@ -44,8 +44,6 @@ def flax_path(name):
             module = ["out_conv"]
         elif rest and rest[0] in ("norm2", "qkv", "proj"):
             module = [module[0], "attention", *rest]
-    if module[-1].startswith("map_") or module[-1] == "affine":
-        module.append("dense")
     if kind == "weight":
         kind = "scale" if "norm" in module[-1] else "kernel"
     return ("params", *module, kind)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tdsm_jax.networks.layers import Conv, Linear, downsample, dropout, group_norm, positional_embedding
+from tdsm_jax.networks.layers import Conv, downsample, dropout, group_norm, linear, positional_embedding
 
 NORM_EPS = 1e-6
 
@@ -29,16 +29,16 @@ class Classifier(nn.Module):
         dropout_keys: jax.Array | None = None,  # [B], None in evaluation
     ) -> tuple[jax.Array, jax.Array]:
         embedding = positional_embedding(c_noise, self.widths[0])
-        embedding = nn.silu(Linear(2 * self.widths[0], dtype=self.dtype, name="map_layer")(embedding))
+        embedding = nn.silu(linear(2 * self.widths[0], self.dtype, "map_layer")(embedding))
         for stage, width in enumerate(self.widths):
             x = Conv(width, dtype=self.dtype, name=f"stage{stage}_conv0")(x)
             x = group_norm(width, NORM_EPS, self.dtype, f"stage{stage}_norm0")(x)
-            x = x + Linear(width, dtype=self.dtype, name=f"stage{stage}_affine")(embedding)[:, None, None, :]
+            x = x + linear(width, self.dtype, f"stage{stage}_affine")(embedding)[:, None, None, :]
             x = Conv(width, dtype=self.dtype, name=f"stage{stage}_conv1")(nn.silu(x))
             x = nn.silu(group_norm(width, NORM_EPS, self.dtype, f"stage{stage}_norm1")(x))
             x = downsample(x)
         x = dropout(x.reshape(x.shape[0], -1), self.dropout_rate, dropout_keys, layer=0)
-        features = nn.silu(Linear(self.hidden, dtype=self.dtype, name="hidden")(x))
+        features = nn.silu(linear(self.hidden, self.dtype, "hidden")(x))
         features = features.astype(jnp.float32)
         dropped = dropout(features, self.dropout_rate, dropout_keys, layer=1)
-        return Linear(self.num_classes, name="logits")(dropped), features
+        return linear(self.num_classes, jnp.float32, "logits")(dropped), features

@@ -10,7 +10,7 @@ from jax import lax
 
 def xavier(scale: float = 1.0) -> nn.initializers.Initializer:
     """Returns Glorot's uniform initialiser times `scale`."""
-    return nn.initializers.variance_scaling(scale**2, "fan_avg", "uniform") if scale else nn.initializers.zeros
+    return nn.initializers.variance_scaling(scale**2, "fan_avg", "uniform")
 
 
 def upsample(x: jax.Array) -> jax.Array:
@@ -50,18 +50,9 @@ class Conv(nn.Module):
         return convolved + bias.astype(self.dtype)
 
 
-class Linear(nn.Module):
-    """Affine map of the last axis; parameters float32, arithmetic in `dtype`."""
-
-    features: int
-    use_bias: bool = True
-    init_scale: float = 1.0
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        dense = nn.Dense(self.features, self.use_bias, self.dtype, kernel_init=xavier(self.init_scale), name="dense")
-        return dense(x)
+def linear(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
+    """Returns an affine map of the last axis; parameters float32, arithmetic in `dtype`."""
+    return nn.Dense(features, dtype=dtype, kernel_init=xavier(), name=name)
 
 
 def group_norm(channels: int, eps: float, dtype: jnp.dtype, name: str) -> nn.GroupNorm:

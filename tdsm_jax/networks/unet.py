@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from tdsm_jax.networks.layers import (
     Conv,
-    Linear,
     dropout,
     group_norm,
     label_one_hot,
+    linear,
     positional_embedding,
 )
 
@@ -58,7 +58,7 @@ class Block(nn.Module):
         resample = {"up": self.up, "down": self.down, "dtype": self.dtype}
         branch = nn.silu(group_norm(x.shape[-1], NORM_EPS, self.dtype, "norm0")(x))
         branch = Conv(self.features, **resample, name="conv0")(branch)
-        branch = branch + Linear(self.features, dtype=self.dtype, name="affine")(embedding)[:, None, None, :]
+        branch = branch + linear(self.features, self.dtype, "affine")(embedding)[:, None, None, :]
         branch = nn.silu(group_norm(self.features, NORM_EPS, self.dtype, "norm1")(branch))
         branch = dropout(branch, self.dropout_rate, dropout_keys, self.layer)
         branch = Conv(self.features, init_scale=ZERO_SCALE, dtype=self.dtype, name="conv1")(branch)
@@ -134,6 +134,6 @@ class UNet(nn.Module):
         """Maps noise level and label to the conditioning vector [B,4*channels]."""
         embedding = positional_embedding(c_noise, self.channels)
         one_hot = label_one_hot(label, self.num_classes)
-        embedding = embedding + Linear(self.channels, dtype=self.dtype, name="map_label")(one_hot)
-        embedding = nn.silu(Linear(4 * self.channels, dtype=self.dtype, name="map_layer0")(embedding))
-        return nn.silu(Linear(4 * self.channels, dtype=self.dtype, name="map_layer1")(embedding))
+        embedding = embedding + linear(self.channels, self.dtype, "map_label")(one_hot)
+        embedding = nn.silu(linear(4 * self.channels, self.dtype, "map_layer0")(embedding))
+        return nn.silu(linear(4 * self.channels, self.dtype, "map_layer1")(embedding))
