@@ -103,6 +103,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError("config keys network.multipliers, classifier.widths, evaluation.widths need an entry")
     if config.process.sigma_min >= config.process.sigma_max:
         raise UserError("config key process.sigma_min must be below process.sigma_max")
+    if "tdsm" in config.methods and config.mixture.rule == "floor" and not config.score.label_dropout:
+        raise UserError("config key mixture.rule=floor needs score.label_dropout > 0: it trains the null label")
     if config.logging.save_every % config.logging.log_every:
         raise UserError("config key logging.save_every must be a multiple of logging.log_every")
 
@@ -135,7 +137,7 @@ def _bounds(key: str) -> tuple[float, float]:
         return 0, _INFINITY
     if name in _FRACTIONS:
         return 0, 1
-    if key == "classifier.folds":
+    if key in ("classifier.folds", "sampling.per_class"):
         return 2, _INFINITY
     if name in _ANY:
         return -_INFINITY, _INFINITY

@@ -14,5 +14,5 @@ class UserError(ValueError):
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the nearest valid name, else the list of valid names."""
     valid = sorted(valid)
-    nearest = difflib.get_close_matches(name, valid, n=1)
+    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]!r}?" if nearest else f"; valid: {', '.join(valid)}"

@@ -58,6 +58,12 @@ class Run:
         ):
             if height % 2**levels or width % 2**levels:
                 raise UserError(f"config key {name} halves {height}x{width} images {levels} times; use fewer entries")
+        smallest = int(np.bincount(self.train_set.labels, minlength=self.num_classes).min())
+        if self.config.evaluation.nearest >= smallest:
+            raise UserError(
+                f"config key evaluation.nearest={self.config.evaluation.nearest} must be below the {smallest} training "
+                "images of the smallest class"
+            )
         if self.config.transition.estimator == "known":
             transition.check_invertible(self.known_S, self.config.transition.condition_limit)
 

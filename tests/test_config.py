@@ -25,7 +25,7 @@ def test_arguments_set_what_they_say():
 
 
 @pytest.mark.parametrize("arguments", ["", "smoke", "noise=asym,rate=0.3"])
-def test_digits_overrides_only_keys_of_base(arguments):
+def test_digits_has_the_keys_of_base(arguments):
     base = configuration.load_module(CONFIGS / "base.py").get_config()
     assert configuration.flatten(digits(arguments)).keys() == configuration.flatten(base).keys()
 
@@ -63,6 +63,8 @@ def test_bad_arguments(arguments, said):
         ("methods", ("dsm", "dsm"), "once"),
         ("network.multipliers", (), "need an entry"),
         ("process.sigma_max", 0.001, "sigma_min must be below"),
+        ("score.label_dropout", 0.0, "mixture.rule=floor needs score.label_dropout > 0"),
+        ("sampling.per_class", 1, "must lie in [2, inf]"),
         ("logging.save_every", 75, "multiple of logging.log_every"),
     ],
 )

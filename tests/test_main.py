@@ -150,6 +150,7 @@ def test_samples_do_not_depend_on_the_batch_size(finished, tmp_path):
             ["--config.network.multipliers=(1,1,1,1,1)"],
             "config key network.multipliers halves 8x8 images 4 times",
         ),
+        (["--config.evaluation.nearest=500"], "config key evaluation.nearest=500 must be below the 13"),
         (["--stages=scores"], "unknown stage 'scores'; did you mean 'score'?"),
         (["--stages=sample"], "sample/dsm needs score/dsm, which is not there"),
         (["--workdir="], "give --config=configs/digits.py and --workdir=FOLDER"),

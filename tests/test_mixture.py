@@ -178,7 +178,7 @@ def loss_and_gradient(parameters, x_t, sigma, slots, capacity=None, own_gradient
     return mixed, gradient
 
 
-@pytest.mark.parametrize("capacity", [0.125, 0.3, 0.5, 1.0, 2.0, 3.9, 4.0, 5.0])
+@pytest.mark.parametrize("capacity", [0.125, 0.3, 1.0, 3.9, 4.0])
 @pytest.mark.parametrize("zeros", [0.0, 0.6, 1.0])
 def test_packing_changes_neither_values_nor_gradients(capacity, zeros):
     """From one slot a pass to all at once, overflowing or not, with no weight zero or all of them."""

@@ -79,7 +79,7 @@ def test_the_denoiser_matches_the_official_ddpmpp(official, target):
     @jax.jit
     def denoise(bias, x, sigma, label):
         shifted = traverse_util.flatten_dict(params)
-        shifted["params", "map_label", "dense", "bias"] += bias
+        shifted["params", "map_label", "bias"] += bias
         network = functools.partial(TINY.apply, traverse_util.unflatten_dict(shifted))
         return make_denoiser(EDM(), network)(x, sigma, label)
 

@@ -62,10 +62,16 @@ def test_the_denoiser_is_skip_plus_scaled_network():
     np.testing.assert_allclose(zero(x, SIGMA, label), scale["c_skip"] * x, rtol=1e-6)
 
 
-def test_low_precision_noise_levels_are_computed_in_float32():
-    denoise = make_denoiser(EDM(), lambda x_in, c_noise, label: jnp.zeros_like(x_in))
-    x = jnp.ones((1, 1), jnp.float32)
-    assert denoise(x, jnp.ones(1, jnp.bfloat16), jnp.zeros(1, int)).dtype == jnp.float32
+def test_noise_levels_in_low_precision_are_preconditioned_in_float32():
+    seen = {}
+
+    def network(x_in, c_noise, label):
+        seen["c_noise"] = c_noise
+        return jnp.zeros_like(x_in)
+
+    sigma = jnp.full(1, 3, jnp.bfloat16)
+    make_denoiser(EDM(), network)(jnp.ones((1, 1)), sigma, jnp.zeros(1, int))
+    np.testing.assert_allclose(seen["c_noise"], np.log(3) / 4, rtol=1e-6)
 
 
 def test_a_vanishing_noise_level_stays_finite():

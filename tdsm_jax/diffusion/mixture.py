@@ -92,7 +92,7 @@ def floor_slots(S: np.ndarray, most: int) -> tuple[int, bool]:
     m classes beside the own one rise above their column's floor, at most `most` of them get a slot; `null` says
     whether anything is left for the null label, be it only the mixture of a label that S makes impossible.
     """
-    above = S - S.min(axis=0) > 1e-12
+    above = S - S.min(axis=0) > 1e-6  # a float32 matrix still has equal entries
     np.fill_diagonal(above, False)
     needed = int(above.sum(axis=0).max())
     return min(needed, most), bool(needed > most or S.min(axis=0).max() > 0 or S.max(axis=0).min() == 0)
