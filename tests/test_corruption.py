@@ -153,9 +153,7 @@ def test_impossible_flips_never_happen(data):
     assert (S[labels, y_tilde] > 0).all()
 
 
-@pytest.mark.parametrize(
-    ("uniform", "expected"), [(0.0, [0, 1, 2]), (0.3, [1, 1, 2]), (np.nextafter(1, 0), [1, 1, 2])]
-)
+@pytest.mark.parametrize(("uniform", "expected"), [(0.0, [0, 1, 2]), (0.3, [1, 1, 2]), (np.nextafter(1, 0), [1, 1, 2])])
 def test_edge_uniforms_stay_within_possible_classes(monkeypatch, uniform, expected):
     class Constant:
         def __init__(self, bits):

@@ -60,10 +60,7 @@ def test_write_then_read_gives_everything_back(tmp_path):
 def test_the_bytes_are_pinned(tmp_path):
     """The hash is part of every artifact's identity: it may only change together with the version."""
     label_file = toy_file()
-    assert (
-        label_files.label_file_hash(label_file)
-        == "f415a5bff2f9da4d94368796219d72cd18782b3a9f48f50acf87431e1c910e08"
-    )
+    assert label_files.label_file_hash(label_file) == "f415a5bff2f9da4d94368796219d72cd18782b3a9f48f50acf87431e1c910e08"
     label_files.write(tmp_path / "labels.json", label_file)
     content = (tmp_path / "labels.json").read_bytes()
     assert hashlib.sha256(content).hexdigest() == label_files.label_file_hash(label_file)
@@ -74,9 +71,9 @@ def test_the_labels_are_on_one_line_and_the_clean_ones_nowhere(tmp_path):
     label_files.write(tmp_path / "labels.json", toy_file())
     text = (tmp_path / "labels.json").read_text()
     assert re.search(r'^  "y_tilde": \[(\d, ){59}\d\]$', text, re.MULTILINE)
-    assert [
-        key for key, value in json.loads(text).items() if isinstance(value, list) and len(value) == 60
-    ] == ["y_tilde"]
+    assert [key for key, value in json.loads(text).items() if isinstance(value, list) and len(value) == 60] == [
+        "y_tilde"
+    ]
 
 
 def test_attach_returns_the_labels_of_the_same_images():

@@ -72,9 +72,7 @@ def test_tensorboard_gets_the_scalars(tmp_path):
         length = int.from_bytes(content[:8], "little")
         events.append(Event.FromString(content[12 : 12 + length]))
         content = content[16 + length :]
-    scalars = [
-        (value.tag, value.simple_value, event.step) for event in events for value in event.summary.value
-    ]
+    scalars = [(value.tag, value.simple_value, event.step) for event in events for value in event.summary.value]
     assert scalars == [("loss", 1.0, 1), ("accuracy", pytest.approx(1 / 7), 1)]
 
 

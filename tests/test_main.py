@@ -188,7 +188,7 @@ def test_help_shows_examples_and_flags():
         text=True,
         check=False,
     )
-    for word in ("--config=configs/digits.py", "--workdir", "--stages", "--dry_run", "--overwrite"):
+    for word in ("--config=configs/digits.py", "--workdir", "--stages", "dry_run", "overwrite"):
         assert word in done.stdout
 
 

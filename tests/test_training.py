@@ -246,7 +246,7 @@ def test_fit_learns_clean_labels_from_noisy_ones():
     S = symmetric(3, 0.4)
     y_tilde = corrupt(labels, S, seed=0)
     fitted = fit(y_tilde, S=S, steps=100)
-    assert np.mean(predict(fitted) == labels) > 0.95 > 0.7 > np.mean(predict(fitted) == y_tilde)
+    assert np.mean(predict(fitted) == labels) > 0.9 > 0.7 > np.mean(predict(fitted) == y_tilde)
 
 
 def test_fit_is_pure_and_files_change_nothing(tmp_path):

@@ -85,4 +85,4 @@ def recovery(noisy: float, value: float, clean: float) -> float | None:
 
     1 is the clean-label model, 0 the plain one; None where label noise cost nothing.
     """
-    return (noisy - value) / (noisy - clean) if noisy != clean else None
+    return (noisy - value) / (noisy - clean) + 0.0 if noisy != clean else None  # + 0.0: no minus zero

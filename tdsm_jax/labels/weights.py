@@ -66,4 +66,3 @@ def posterior(table: WeightTable, logits: jax.Array, y_tilde: jax.Array) -> jax.
     evidence = table.log_S.T[y_tilde]  # [B,K], -inf where S is 0
     possible = jnp.isfinite(evidence).any(axis=1, keepdims=True)
     return jax.nn.softmax(jax.nn.log_softmax(logits) + jnp.where(possible, evidence, 0.0))
-
