@@ -5,9 +5,12 @@ Lengths are counted in images wherever a change of batch size should not change 
 
 import ml_collections
 
+from tdsm_jax.config import parse_arguments
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns a fresh copy of the defaults."""
+
+def get_config(arguments: str = "") -> ml_collections.ConfigDict:
+    """Returns a fresh copy of the defaults; takes no arguments."""
+    parse_arguments(arguments)
     return ml_collections.ConfigDict(
         {
             "seed": 0,  # label noise, networks, batches, samples: everything random derives from it

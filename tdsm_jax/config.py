@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from tdsm_jax.diffusion.mixture import RULES
 from tdsm_jax.errors import UserError, did_you_mean
@@ -97,10 +98,19 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for key, value in flatten(config).items():
         low, high = _bounds(key)
         for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool):
+                continue
             if isinstance(number, (int, float)) and not low <= number <= high:
                 raise UserError(f"config key {key}={value} must lie in [{low:g}, {high:g}]")
     if config.network.multipliers == () or config.classifier.widths == () or config.evaluation.widths == ():
         raise UserError("config keys network.multipliers, classifier.widths, evaluation.widths need an entry")
+    for key in ("network.multipliers", "classifier.widths", "evaluation.widths"):
+        if not all(type(entry) is int for entry in _at(config, key)):
+            raise UserError(f"config key {key}={_at(config, key)} must hold whole numbers")
+    for key in ("network.channels", "classifier.widths", "evaluation.widths"):
+        first = np.ravel(_at(config, key))[0]
+        if first % 2:
+            raise UserError(f"config key {key}: {first} must be even: half of it embeds the noise level as sines")
     if config.process.sigma_min >= config.process.sigma_max:
         raise UserError("config key process.sigma_min must be below process.sigma_max")
     if "tdsm" in config.methods and config.mixture.rule == "floor" and not config.score.label_dropout:

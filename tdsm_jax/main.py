@@ -31,8 +31,10 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and th
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Make again what the workdir holds of another config.")
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Plans the run and carries it out."""
+    if argv[1:]:
+        raise UserError(f"{argv[1]!r} is no flag; flags are written --name=value, lists without spaces")
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("give --config=configs/digits.py and --workdir=FOLDER; --help shows examples")
     configuration.validate(_CONFIG.value)
@@ -65,6 +67,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; what is wrong with it ends in a `UserError`."""
     given = [argument.lstrip("-").partition("=") for argument in argv[1:] if argument.startswith("-")]
     specification = next((value for name, _, value in given if name == "config"), "")
+    if "--config" in argv[:-1]:  # the value as an argument of its own
+        specification = argv[argv.index("--config") + 1]
     keys = [name.removeprefix("config.") for name, _, _ in given if name.startswith("config.")]
     if specification:
         configuration.check_overrides(specification, keys)

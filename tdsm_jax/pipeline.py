@@ -117,9 +117,16 @@ def check_undamaged(planned: list[Planned], workdir: pathlib.Path) -> None:
 
 
 def check_unchanged(todo: list[Planned], workdir: pathlib.Path) -> None:
-    """Raises `UserError` where work of another config stands in the way, naming the first difference."""
+    """Raises `UserError` where work of another config, or of another program, stands in the way."""
     for p in todo:
-        if p.changed:
+        if not p.changed and read_manifest(workdir, p.unit.name) is None:
+            for made in p.unit.makes:
+                if (workdir / made).exists():
+                    raise UserError(
+                        f"{workdir / made} is not the work of this program; "
+                        "use another --workdir, or --overwrite to replace it"
+                    )
+        if p.changed and p.unit.stage != "report":  # a page is made again at no cost
             keys = [line for line in p.changed if not line.startswith("unit ")] or list(p.changed)
             more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
             raise UserError(
@@ -132,8 +139,9 @@ def execute(todo: list[Planned], workdir: pathlib.Path) -> None:
     """Runs the units in order. A unit begun earlier with the same hash goes on where it stopped."""
     for number, p in enumerate(todo, start=1):
         manifest = read_manifest(workdir, p.unit.name)
-        resumed = manifest is not None and manifest["values"] == p.values and not manifest["finished"]
+        resumed = manifest is not None and manifest["values"] == p.values
         if not resumed:
+            manifest_path(workdir, p.unit.name).unlink(missing_ok=True)  # before what it vouches for
             for made in p.unit.makes:
                 _remove(workdir / made)
         logging.info("[%d/%d] %s%s", number, len(todo), p.unit.name, ", going on" if resumed else "")

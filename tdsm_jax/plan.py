@@ -17,6 +17,7 @@ def units(run: Run) -> list[Unit]:
 
 
 def _label_units(run: Run) -> list[Unit]:
+    limit = ("transition.condition_limit",)
     table = ("weight_table.npz", "transition.json")
     return [
         _unit(run, "labels", stages.make_labels, ("seed", "data", "label_noise"), (), ("labels.json", "labels.png")),
@@ -24,11 +25,11 @@ def _label_units(run: Run) -> list[Unit]:
             run,
             "classifier",
             stages.fit_classifier,
-            ("process", "classifier", "transition"),
+            ("process", "classifier", "transition.estimator", "transition.volume_weight", "transition.rate"),
             ("labels",),
-            ("classifier",),
+            ("classifier", *(f"classifier/fold{f}.npz" for f in range(run.config.classifier.folds))),
         ),
-        _unit(run, "transition", stages.make_weight_table, (), ("classifier",), table),
+        _unit(run, "transition", stages.make_weight_table, limit, ("classifier",), table),
     ]
 
 
@@ -40,20 +41,20 @@ def _model_units(run: Run, method: str) -> list[Unit]:
     trained, sampled = f"score/{method}", f"sample/{method}"
     pictures = (f"samples/{method}.npz", f"samples/{method}.png")
     return [
-        _unit(run, trained, stages.train_score, reads, needs, (trained,), method),
+        _unit(run, trained, stages.train_score, reads, needs, (trained, f"{trained}/ema.npz"), method),
         _unit(run, sampled, stages.sample, ("sampling",), (trained,), pictures, method),
     ]
 
 
 def _result_units(run: Run) -> list[Unit]:
     reads, methods = ("seed", "data", "evaluation"), run.config.methods
-    measures = [
-        _unit(run, f"measure/{m}", results.measure, reads, ("judge", f"sample/{m}"), (f"measures/{m}",), m)
-        for m in methods
-    ]
+    measures = []
+    for m in methods:
+        makes = (f"measures/{m}", f"measures/{m}/metrics.json")
+        measures.append(_unit(run, f"measure/{m}", results.measure, reads, ("judge", f"sample/{m}"), makes, m))
     everything = ("transition", *(unit.name for unit in measures))
     return [
-        _unit(run, "judge", results.fit_judge, reads, (), ("judge",)),
+        _unit(run, "judge", results.fit_judge, reads, (), ("judge", "judge/judge.npz")),
         *measures,
         _unit(run, "report", results.write_report, (), everything, ("metrics.json", "report.html")),
     ]

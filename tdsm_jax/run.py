@@ -64,8 +64,10 @@ class Run:
                 f"config key evaluation.nearest={self.config.evaluation.nearest} must be below the {smallest} training "
                 "images of the smallest class"
             )
-        if self.config.transition.estimator == "known":
-            transition.check_invertible(self.known_S, self.config.transition.condition_limit)
+        if min(np.bincount(self.test_set.labels, minlength=self.num_classes)) < 2:
+            raise UserError("the test set needs two images of each class; raise config key data.test_fraction")
+        # An estimator could not mend what the labels do not hold: the matrix they are drawn from decides.
+        transition.check_invertible(self.known_S, self.config.transition.condition_limit)
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:

@@ -163,5 +163,5 @@ def write_grid(run: Run, name: str, images: np.ndarray, labels: np.ndarray) -> N
 def grid(run: Run, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns the first images of each class, uint8 [K,columns,H,W,C]."""
     rows = [images[labels == y][: run.config.sampling.grid_columns] for y in range(run.num_classes)]
-    columns = min(len(row) for row in rows)
-    return np.stack([row[:columns] for row in rows])
+    columns = max(len(row) for row in rows)  # a class that nobody was given as a label leaves its row black
+    return np.stack([np.pad(row, [(0, columns - len(row)), (0, 0), (0, 0), (0, 0)]) for row in rows])

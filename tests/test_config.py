@@ -81,6 +81,20 @@ def test_every_default_is_valid():
     configuration.validate(digits())
 
 
+@pytest.mark.parametrize("key", ["packed", "own_gradient"])
+def test_switches_can_be_turned_off(key):
+    config = digits()
+    config.mixture[key] = False
+    configuration.validate(config)
+
+
+def test_base_is_a_config_of_its_own():
+    base = configuration.load_module(CONFIGS / "base.py")
+    configuration.validate(base.get_config(""))
+    with pytest.raises(UserError, match="unknown config argument 'smoke'"):
+        base.get_config("smoke")
+
+
 def test_unknown_override_names_the_nearest_key():
     with pytest.raises(UserError, match="did you mean 'score.steps'"):
         configuration.check_overrides(f"{CONFIGS / 'digits.py'}:smoke", ["score.step"])

@@ -153,6 +153,9 @@ def test_samples_do_not_depend_on_the_batch_size(finished, tmp_path):
         (["--config.evaluation.nearest=500"], "config key evaluation.nearest=500 must be below the 13"),
         (["--stages=scores"], "unknown stage 'scores'; did you mean 'score'?"),
         (["--stages=sample"], "sample/dsm needs score/dsm, which is not there"),
+        (["--stages", "labels", "classifier"], "'classifier' is no flag"),
+        (["--config.network.channels=15"], "config key network.channels: 15 must be even"),
+        (["--config.data.test_fraction=0.005"], "the test set needs two images of each class"),
         (["--workdir="], "give --config=configs/digits.py and --workdir=FOLDER"),
         (["--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
     ],
@@ -178,6 +181,26 @@ def test_a_bad_config_ends_in_one_line(tmp_path, config, said):
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert said in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_work_of_others_is_not_overwritten(tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    done = call(f"--workdir={tmp_path}")
+    assert done.returncode == 2 and "is not the work of this program" in done.stderr
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
+def test_a_damaged_artifact_is_named_and_made_again_once_deleted(finished, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished, copy], check=True)
+    ema = copy / "score" / "dsm" / "ema.npz"
+    ema.write_bytes(ema.read_bytes()[:100])
+    done = call(f"--workdir={copy}")
+    assert done.returncode == 2 and "ema.npz was changed after score/dsm wrote it" in done.stderr
+    ema.unlink()
+    done = call(f"--workdir={copy}")
+    assert done.returncode == 0, done.stderr
+    assert_same_results(copy, finished)
 
 
 def test_help_shows_examples_and_flags():

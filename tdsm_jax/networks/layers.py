@@ -56,8 +56,9 @@ def linear(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
 
 
 def group_norm(channels: int, eps: float, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-    """Returns the group norm of the EDM networks: min(32, channels // 4) groups."""
-    return nn.GroupNorm(max(1, min(32, channels // 4)), epsilon=eps, dtype=dtype, name=name)
+    """Returns the group norm of the EDM networks: min(32, channels // 4) groups, or the next fewer that divide."""
+    groups = next(g for g in range(max(1, min(32, channels // 4)), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, epsilon=eps, dtype=dtype, name=name)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None, layer: int) -> jax.Array:

@@ -70,7 +70,7 @@ def run(
             if not np.isfinite(metrics["loss"]):
                 raise Diverged(
                     f"{label}: the loss is {metrics['loss']} at step {offset}; lower the learning rate or set "
-                    "clip_norm, and delete nothing: the checkpoints before it are good"
+                    "clip_norm, in another --workdir or with --overwrite"
                 )
         pending.clear()
         means = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}

@@ -77,8 +77,8 @@ def make_step(
             return loss.mean(), mixed
 
         (loss, mixed), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        metrics = {"loss": loss, "kept_mass": mixed.kept_mass, "overflow": mixed.overflow.astype(jnp.float32)}
-        gradient, metrics = jax.lax.pmean((gradient, metrics), AXIS)
+        gradient, metrics = jax.lax.pmean((gradient, {"loss": loss, "kept_mass": mixed.kept_mass}), AXIS)
+        metrics["overflow"] = jax.lax.psum(mixed.overflow.astype(jnp.float32), AXIS)  # slots, over all devices
         return update(state, gradient, optimisation), metrics
 
     return step
@@ -126,4 +126,4 @@ def measure_capacity(
         slots = draw_plan(network, process, objective, given, x_t, sigma, batch["label"], batch["fold"])
         return jnp.count_nonzero(slots.weights[:, 1:]) / len(sigma)
 
-    return math.ceil(8 * max(float(occupied(batch)) for batch in batches)) / 8
+    return max(1, math.ceil(8 * max(float(occupied(batch)) for batch in batches))) / 8
