@@ -39,9 +39,9 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
 
 def shrink(config: ml_collections.ConfigDict) -> None:
     """Cuts every stage to seconds: the whole path, none of the quality."""
-    config.classifier.update(widths=(8, 16), hidden=32, folds=2, steps=20, batch_size=64, evaluate_every=10)
-    config.network.update(channels=8, multipliers=(1, 1))
+    config.classifier.update(widths=(8,), hidden=32, folds=2, steps=20, batch_size=64, evaluate_every=10)
+    config.network.update(channels=8, multipliers=(1,))
     config.score.update(steps=20, batch_size=64)
     config.sampling.update(per_class=8, steps=4, batch_size=40)
-    config.evaluation.update(widths=(8, 16), hidden=32, steps=30, batch_size=64)
+    config.evaluation.update(widths=(8,), hidden=32, steps=30, batch_size=64)
     config.logging.update(log_every=5, save_every=10)
