@@ -133,7 +133,7 @@ def test_dropout_depends_on_the_key_of_the_example_only(network):
 
     def output(rows, key_rows):
         given = (a[np.array(rows)] for a in arguments)
-        return jax.tree.leaves(apply(params, *given, keys[np.array(key_rows)]))[0]
+        return jax.tree.leaves(apply(params, *given, dropout_keys=keys[np.array(key_rows)]))[0]
 
     whole = output([0, 1, 2], [0, 1, 2])
     np.testing.assert_allclose(output([2, 0, 1], [2, 0, 1]), whole[np.array([2, 0, 1])], atol=1e-5)
