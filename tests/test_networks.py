@@ -1,17 +1,13 @@
-"""The networks: parity with the official DDPM++, embeddings, dropout by example, precision of the parameters."""
-
-import functools
+"""The networks: resampling, embeddings, what conditions them, dropout by example, precision of the parameters."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
-from tdsm_jax.diffusion.process import EDM, make_denoiser
-from tdsm_jax.networks import layers
+from tdsm_jax.networks import layers, unet
 from tdsm_jax.networks.classifier import Classifier
-from tdsm_jax.networks.unet import UNet
+from tdsm_jax.networks.unet import STYLES, UNet
 
 TINY = UNet(num_classes=5, channels=16, multipliers=(1, 2), blocks=1, attention_resolutions=(8,), dropout_rate=0.0)
 
@@ -30,73 +26,63 @@ def random_params(network, *arguments):
     )
 
 
-def flax_path(name):
-    """Turns `enc.8x8_block0.qkv.weight` into the path of the parameter in our tree, or None for a constant."""
-    *module, kind = name.split(".")
-    if kind == "resample_filter" or module == ["map_augment"]:
-        return None
-    if module[0] in ("enc", "dec"):
-        place, *rest = module[1:]
-        module = [f"{module[0]}_{place}", *rest]
-        if place.endswith("_aux_norm"):
-            module = ["out_norm"]
-        elif place.endswith("_aux_conv"):
-            module = ["out_conv"]
-        elif rest and rest[0] in ("norm2", "qkv", "proj"):
-            module = [module[0], "attention", *rest]
-    if kind == "weight":
-        kind = "scale" if "norm" in module[-1] else "kernel"
-    return ("params", *module, kind)
+@pytest.fixture(params=list(STYLES))
+def styled(request):
+    """Returns the tiny U-Net in every style, with an augmentation label."""
+    return TINY.clone(style=request.param, augment_dim=9)
 
 
-def flax_array(array):
-    """OIHW -> HWIO, [out,in] -> [in,out]."""
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-
-
-@pytest.fixture(scope="module")
-def official(golden):
-    """Returns the parameters of the official DDPM++ in our tree, the weight of its augmentation label, arrays."""
-    arrays = golden("net_ddpmpp_edm")
-    state = {name.removeprefix("state/model."): arrays[name] for name in arrays if name.startswith("state/model.")}
-    flat = {flax_path(name): flax_array(array) for name, array in state.items()}
-    flat.pop(None)
-    return traverse_util.unflatten_dict(flat), state["map_augment.weight"], arrays
-
-
-def test_the_official_parameters_fill_our_tree_exactly(official):
-    ours = jax.eval_shape(TINY.init, jax.random.key(0), *inputs())
-    assert jax.tree.map(np.shape, official[0]) == jax.tree.map(np.shape, ours)
-
-
-@pytest.mark.parametrize("target", ["denoised", "denoised_null"])
-def test_the_denoiser_matches_the_official_ddpmpp(official, target):
-    """One example at a time: its augmentation label, which the official network adds, goes into a bias."""
-    params, augment_weight, arrays = official
-    x = arrays["x"].transpose(0, 2, 3, 1)
-    label = arrays["y"] if target == "denoised" else np.full(3, 5)
-
-    @jax.jit
-    def denoise(bias, x, sigma, label):
-        shifted = traverse_util.flatten_dict(params)
-        shifted["params", "map_label", "bias"] += bias
-        network = functools.partial(TINY.apply, traverse_util.unflatten_dict(shifted))
-        return make_denoiser(EDM(), network)(x, sigma, label)
-
-    with jax.default_matmul_precision("highest"):
-        for b in range(3):
-            bias = augment_weight @ arrays["augment_labels"][b]
-            D = denoise(bias, x[b : b + 1], arrays["sigma"][b : b + 1], label[b : b + 1])
-            np.testing.assert_allclose(D[0].transpose(2, 0, 1), arrays[target][b], atol=1e-4)
-
-
-def test_the_output_has_the_shape_of_the_image_and_starts_near_zero():
+def test_the_output_has_the_shape_of_the_image_and_starts_near_zero(styled):
     x, c_noise, label = inputs()
-    params = jax.jit(TINY.init)(jax.random.key(1), x, c_noise, label)
-    output = jax.jit(TINY.apply)(params, x, c_noise, label)
+    params = jax.jit(styled.init)(jax.random.key(1), x, c_noise, label)
+    output = jax.jit(styled.apply)(params, x, c_noise, label)
     assert output.shape == x.shape and output.dtype == jnp.float32
     assert np.abs(output).max() < 1e-3
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+def test_the_augmentation_label_matters_and_zeros_mean_none(styled):
+    x, c_noise, label = inputs()
+    params = random_params(styled, x, c_noise, label)
+    apply = jax.jit(styled.apply)
+    none = apply(params, x, c_noise, label)
+    np.testing.assert_allclose(apply(params, x, c_noise, label, jnp.zeros((3, 9))), none, atol=1e-5)
+    for entry in range(9):
+        assert np.abs(apply(params, x, c_noise, label, jnp.eye(9)[None, entry].repeat(3, 0)) - none).max() > 1e-3
+
+
+def test_an_unconditional_network_has_no_label_parameters(styled):
+    x, c_noise, label = inputs()
+    params = jax.eval_shape(styled.clone(num_classes=0).init, jax.random.key(0), x, c_noise, label)
+    assert "map_label" not in params["params"] and "map_layer0" in params["params"]
+
+
+def test_the_full_size_cifar10_network_has_the_published_number_of_parameters():
+    """55.7 million: DDPM++ of Karras et al. 2022 with its augmentation label."""
+    network = UNet(10, 128, (2, 2, 2), 4, (16,), 0.13, augment_dim=9)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs(size=32))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == pytest.approx(55.7e6, rel=0.01)
+
+
+def test_attention_splits_channels_into_heads_then_into_queries_keys_and_values():
+    B, H, C, heads = 2, 4, 8, 2
+    module = unet.SelfAttention(STYLES["adm"], heads, jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (B, H, H, C))
+    params = random_params(module, x)
+    qkv, proj = params["params"]["qkv"], params["params"]["proj"]
+    normed = np.asarray(x, np.float64).reshape(B, H * H, 2, C // 2)  # max(1, C // 4) groups
+    normed = (normed - normed.mean((1, 3), keepdims=True)) / np.sqrt(normed.var((1, 3), keepdims=True) + 1e-5)
+    norm = params["params"]["norm2"]
+    normed = normed.reshape(B, H * H, C) * norm["scale"] + norm["bias"]
+    mixed = np.zeros((B, H * H, C))
+    projected = normed @ qkv["kernel"][0, 0] + qkv["bias"]
+    for head in range(heads):
+        own = projected[..., head * 12 : (head + 1) * 12]  # 4 channels of a head, each with its q, k and v
+        q, k, v = own[..., 0::3], own[..., 1::3], own[..., 2::3]
+        scores = np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(C // heads))
+        mixed[..., head * 4 : (head + 1) * 4] = scores / scores.sum(-1, keepdims=True) @ v
+    expected = x + (mixed @ proj["kernel"][0, 0] + proj["bias"]).reshape(x.shape)
+    np.testing.assert_allclose(jax.jit(module.apply)(params, x), expected, atol=1e-4)
 
 
 def test_label_null_label_and_noise_level_each_matter():
@@ -186,3 +172,42 @@ def test_resampling_repeats_and_averages():
     assert up.shape == (1, 4, 8, 1)
     np.testing.assert_array_equal(layers.downsample(up), x)
     assert up[0, 1, 1, 0] == x[0, 0, 0, 0]
+
+
+def filtered(x, kernel, stride, padding):
+    """Correlates every channel of x [B,H,W,C] with a 2-D kernel, by definition."""
+    x = np.pad(np.asarray(x), [(0, 0), padding, padding, (0, 0)])
+    n = len(kernel)
+    height, width = ((size - n) // stride + 1 for size in x.shape[1:3])
+    out = np.zeros((len(x), height, width, x.shape[-1]))
+    for i in range(height):
+        for j in range(width):
+            patch = x[:, i * stride : i * stride + n, j * stride : j * stride + n]
+            out[:, i, j] = np.einsum("bhwc,hw->bc", patch, kernel)
+    return out
+
+
+def test_resampling_with_the_tent_filter():
+    x = np.random.default_rng(0).normal(size=(2, 6, 4, 3)).astype(np.float32)
+    kernel = np.outer(layers.TENT, layers.TENT) / 64
+    np.testing.assert_allclose(layers.downsample(x, layers.TENT), filtered(x, kernel, 2, (1, 1)), atol=1e-6)
+    spread = np.zeros((2, 12, 8, 3))
+    spread[:, ::2, ::2] = 4 * x
+    np.testing.assert_allclose(layers.upsample(x, layers.TENT), filtered(spread, kernel, 1, (2, 1)), atol=1e-6)
+
+
+def test_the_fused_convolution_keeps_the_margin_that_its_filter_reads():
+    x = np.random.default_rng(0).normal(size=(2, 6, 4, 1)).astype(np.float32)
+    conv = layers.Conv(1, down=True, fused=True, taps=layers.TENT)
+    params = random_params(conv, x)
+    wide = filtered(x, params["params"]["kernel"][:, :, 0, 0], 1, (2, 2))
+    expected = filtered(wide, np.outer(layers.TENT, layers.TENT) / 64, 2, (0, 0)) + params["params"]["bias"]
+    np.testing.assert_allclose(conv.apply(params, x), expected, atol=1e-5)
+
+
+def test_adm_draws_weights_and_biases_as_pytorch_does():
+    x, c_noise, label = inputs()
+    drawn = TINY.clone(style="adm").init(jax.random.key(0), x, c_noise, label)["params"]["enc_16x16_block0"]["conv0"]
+    bound = 1 / np.sqrt(9 * 16)
+    for leaf in (drawn["kernel"], drawn["bias"]):
+        assert np.abs(leaf).max() <= bound and np.abs(leaf).max() > 0.8 * bound

@@ -74,15 +74,15 @@ class Conv(nn.Module):
     down: bool = False
     fused: bool = False
     taps: tuple[int, ...] = BOX
-    init: str = "xavier"
+    init_kind: str = "xavier"
     init_scale: float = 1.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", kernel_init(self.init, self.init_scale), shape)
-        bias = self.param("bias", bias_init(self.init, math.prod(shape[:3]), self.init_scale), (self.features,))
+        kernel = self.param("kernel", kernel_init(self.init_kind, self.init_scale), shape)
+        bias = self.param("bias", bias_init(self.init_kind, math.prod(shape[:3]), self.init_scale), (self.features,))
         if not self.fused:
             x = resample(x, self.up, self.down, self.taps)
         margin = (len(self.taps) - 1) // 2 if self.fused else 0

@@ -80,7 +80,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         B, H, W, C = x.shape
         style, heads = self.style, self.heads
-        conv = {"size": 1, "init": style.init, "dtype": self.dtype}
+        conv = {"size": 1, "init_kind": style.init, "dtype": self.dtype}
         normed = group_norm(C, style.norm_eps, self.dtype, "norm2")(x)
         qkv = Conv(3 * C, init_scale=style.attention_scale, **conv, name="qkv")(normed)
         # Channels come interleaved as (head, c, q/k/v), the layout of EDM's weights.
@@ -107,7 +107,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         style, C = self.style, self.features
-        conv = {"init": style.init, "dtype": self.dtype}
+        conv = {"init_kind": style.init, "dtype": self.dtype}
         moved = {"up": self.up, "down": self.down, "taps": style.taps, **conv}
         branch = nn.silu(group_norm(x.shape[-1], style.norm_eps, self.dtype, "norm0")(x))
         branch = Conv(C, **moved, name="conv0")(branch)
@@ -166,7 +166,7 @@ class UNet(nn.Module):
             common = {"dropout_rate": self.dropout_rate, "layer": layer, "dtype": self.dtype, "name": name}
             return Block(features, style, **kind, **common)(x, embedding, dropout_keys)
 
-        conv = {"init": style.init, "dtype": self.dtype}
+        conv = {"init_kind": style.init, "dtype": self.dtype}
         image, resolution = x, x.shape[1]
         skips, levels = [], []
         for level, multiplier in enumerate(self.multipliers):
