@@ -11,10 +11,10 @@ from gaussian import SIGMAS, TRANSITIONS, noisy_examples, random_mixture
 from tdsm_jax.diffusion import mixture
 from tdsm_jax.diffusion.mixture import Plan
 from tdsm_jax.diffusion.objectives import add_noise, score_matching
-from tdsm_jax.diffusion.process import EDM, per_example
+from tdsm_jax.diffusion.process import EDM, VE, per_example
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.corruption import transition_matrix
-from tdsm_jax.labels.weights import make_table, posterior
+from tdsm_jax.labels.weights import WEIGHTS, make_table, posterior
 
 
 def table_of(S):
@@ -163,6 +163,28 @@ def test_dropped_examples_train_the_null_label_alone():
     np.testing.assert_allclose(dropped.weights, [[0.5, 0.3, 0.2], [1, 0, 0]])
 
 
+def test_the_published_rule_plans_for_a_dropped_label_as_for_class_0():
+    y_tilde, dropped = jnp.array([2, 1, 2]), jnp.array([False, True, True])
+    labels = mixture.dropped_to_class_0(y_tilde, dropped)
+    np.testing.assert_array_equal(labels, [2, 0, 0])
+    S = transition_matrix("sym", 3, 0.3)
+    slots = mixture.plan("threshold", labels, table_of(S), jnp.zeros((3, 3)), tau=0.01)
+    np.testing.assert_array_equal(slots.classes[:, 0], [2, 0, 0])
+    np.testing.assert_allclose(slots.weights, np.tile([0.7, 0.15, 0.15], (3, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["all", "threshold", "floor"])
+def test_plans_weigh_as_they_are_told(rule):
+    """Either form of the weights, its temperature bound, gives the same plan; another temperature another one."""
+    _, S, _, _, y_tilde, log_h = exact_problem("sym")
+    bayes, inverse, cold = (
+        mixture.plan(rule, y_tilde, table_of(S), log_h, weigh=functools.partial(WEIGHTS[form], temperature=T))
+        for form, T in (("bayes", 1.7), ("inverse", 1.7), ("bayes", 1.0))
+    )
+    np.testing.assert_allclose(bayes.weights, inverse.weights, atol=1e-5)
+    assert np.abs(bayes.weights - cold.weights).max() > 0.05
+
+
 # How they are evaluated
 
 
@@ -212,6 +234,21 @@ def test_packing_evaluates_no_more_than_it_says():
     assert set(seen) == {3}
 
 
+def augmented(x, sigma, label, augment_label):
+    """A denoiser that says whose augmentation label it received, with which class."""
+    return augment_label[:, :1] * (1 + label[:, None]) + 0 * x
+
+
+@pytest.mark.parametrize("capacity", [None, 0.3, 1.0])
+@pytest.mark.parametrize("frozen", [augmented, None])
+def test_every_slot_receives_the_augmentation_label_of_its_example(capacity, frozen):
+    _, x_t, sigma, slots = linear_problem()
+    augment_label = jnp.arange(72.0).reshape(8, 9) + 1
+    M = mixture.evaluate(augmented, frozen, x_t, sigma, slots, capacity, augment_label).M
+    expected = augment_label[:, 0] * (slots.weights * (1 + slots.classes)).sum(axis=1)
+    np.testing.assert_allclose(M, np.repeat(expected[:, None], 3, axis=1), rtol=1e-5)
+
+
 def by_hand(parameters, x_t, sigma, slots, own_gradient):
     """The loss of `loss_of` slot by slot."""
     still = jax.lax.stop_gradient(parameters) if own_gradient else parameters
@@ -233,35 +270,6 @@ def test_gradients_flow_through_the_own_slot_or_through_all(own_gradient):
         assert np.abs(got - different).max() > 0.1
 
 
-@pytest.mark.parametrize("capacity", [None, 0.5])
-def test_loss_and_gradient_match_the_official_implementation(official_tdsm, capacity):
-    """TDSM as published: weights, tau = 0.01, lambda and the gradient through the own label, images in NCHW."""
-    S, arrays = official_tdsm
-    y_tilde, logits = jnp.asarray(arrays["y_tilde"]), jnp.asarray(arrays["logits"], jnp.float32)
-    slots = mixture.plan("threshold", y_tilde, table_of(S), logits, tau=0.01)
-    x0, x_t, sigma = (jnp.asarray(arrays[name]) for name in ("x0", "edm_x_t", "edm_sigma"))
-
-    def denoise(parameters, x, sigma, label):
-        gain, bias = parameters
-        return per_example(gain[label], x) * x + per_example(bias[label], x)
-
-    def loss(parameters):
-        own = functools.partial(denoise, parameters)
-        frozen = functools.partial(denoise, jax.lax.stop_gradient(parameters))
-        losses, mixed = score_matching(EDM(), own, frozen, x0, x_t, sigma, slots, capacity)
-        return losses.mean(), (losses, mixed.M)
-
-    parameters = jnp.asarray(arrays["edm_gain"]), jnp.asarray(arrays["edm_bias"])
-    gradient, (losses, M) = jax.jit(jax.grad(loss, has_aux=True))(parameters)
-    by_pixel = per_example(EDM().loss_weight(sigma), x0) * (M - x0) ** 2
-    # lambda reaches thousands at small sigma: the last digits of M count.
-    np.testing.assert_allclose(by_pixel, arrays["edm_loss"], rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(losses, arrays["edm_loss"].mean(axis=(1, 2, 3)), rtol=2e-5)
-    for got, name in zip(gradient, ("edm_grad_gain", "edm_grad_bias"), strict=True):
-        want = arrays[name] / x0[0].size  # there the sum over pixels
-        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
-
-
 def test_score_matching_of_the_own_plan_is_denoising_score_matching():
     parameters, x0, sigma, _ = linear_problem()
     label, n = jnp.arange(8) % 4, jnp.ones_like(x0)
@@ -269,5 +277,14 @@ def test_score_matching_of_the_own_plan_is_denoising_score_matching():
     np.testing.assert_allclose(x_t, x0 + sigma[:, None], rtol=1e-6)
     denoise = functools.partial(linear, parameters)
     loss, _ = score_matching(EDM(), denoise, denoise, x0, x_t, sigma, mixture.plan("own", label))
-    expected = ((denoise(x_t, sigma, label) - x0) ** 2).mean(axis=1) * (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+    weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+    expected = weight[:, None] * (denoise(x_t, sigma, label) - x0) ** 2
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_score_matching_weighs_by_its_process_and_passes_the_augmentation_label_on():
+    _, x0, sigma, slots = linear_problem()
+    augment_label = x0 + 1
+    losses, _ = score_matching(VE(), augmented, augmented, x0, x0, sigma, slots, None, augment_label)
+    M = mixture.evaluate(augmented, augmented, x0, sigma, slots, None, augment_label).M
+    np.testing.assert_allclose(losses, (M - x0) ** 2 / sigma[:, None] ** 2, rtol=1e-5)

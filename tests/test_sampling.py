@@ -1,4 +1,4 @@
-"""The Heun sampler: against the official one, and its order where the trajectory is known."""
+"""The Heun sampler where the trajectory or the distribution is known."""
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +16,6 @@ def test_noise_levels_fall_from_sigma_max_to_sigma_min_and_zero():
     assert (np.diff(sigmas) < 0).all()
     np.testing.assert_allclose(np.diff(sigmas[:-1] ** (1 / 7), n=2), 0, atol=1e-12)  # rho = 7
     assert edm_sigmas(1, 0.002, 80.0).tolist() == [pytest.approx(80), 0]
-
-
-@pytest.mark.parametrize("steps", [4, 18])
-@pytest.mark.parametrize(("double", "tolerance"), [(False, 1e-4), (True, 1e-9)])
-def test_samples_match_the_official_sampler(steps, double, tolerance, golden):
-    arrays = golden("sampler")
-    mean = arrays["mean"]
-    world = GaussianMixture(np.full(3, 1 / 3), mean, np.full(3, arrays["sd"]))
-    with jax.enable_x64(double):
-        dtype = jnp.float64 if double else jnp.float32
-        label = jnp.asarray(arrays["labels"])
-
-        @jax.jit
-        def denoise(x, sigma):
-            return world.denoise(x.reshape(4, 12), sigma, label).reshape(x.shape)
-
-        images = heun(denoise, jnp.asarray(arrays["latents"], dtype), edm_sigmas(steps, 0.002, 80.0))
-        assert images.dtype == dtype
-        np.testing.assert_allclose(images, arrays[f"heun_{steps}"], atol=tolerance)
 
 
 def test_the_error_falls_with_the_square_of_the_steps():

@@ -13,7 +13,7 @@ import numpy as np
 
 from tdsm_jax.diffusion.process import Denoise, per_example
 from tdsm_jax.errors import UserError, did_you_mean
-from tdsm_jax.labels.weights import WeightTable, posterior
+from tdsm_jax.labels.weights import Weigh, WeightTable, posterior
 
 RULES = ("own", "prior", "all", "threshold", "floor")
 
@@ -33,6 +33,7 @@ def plan(
     *,
     tau: float = 0.0,
     residual_slots: tuple[int, bool] = (0, True),
+    weigh: Weigh = posterior,
 ) -> Plan:
     """Returns the slots of `rule`:
 
@@ -41,6 +42,8 @@ def plan(
     all        all classes, weights w = p(y | x_t, y_tilde) (TDSM)
     threshold  the same without the weights <= tau, the own label kept, not renormalised (TDSM as published)
     floor      the same mixture through the null label, see `floor_plan`
+
+    `weigh` computes w: an entry of `labels.weights.WEIGHTS`, its temperature bound.
     """
     if rule == "own":
         return Plan(y_tilde[:, None], jnp.ones((y_tilde.shape[0], 1)))
@@ -48,7 +51,7 @@ def plan(
         return _class_plan(table.label_posterior[y_tilde], y_tilde)
     if rule not in RULES:
         raise UserError(f"unknown mixture rule {rule!r}{did_you_mean(rule, RULES)}")
-    w = posterior(table, logits, y_tilde)
+    w = weigh(table, logits, y_tilde)
     if rule == "floor":
         return floor_plan(table, w, y_tilde, residual_slots)
     return _class_plan(w, y_tilde, tau if rule == "threshold" else 0.0)
@@ -98,6 +101,15 @@ def floor_slots(S: np.ndarray, most: int) -> tuple[int, bool]:
     return min(needed, most), bool(needed > most or S.min(axis=0).max() > 0 or S.max(axis=0).min() == 0)
 
 
+def dropped_to_class_0(y_tilde: jax.Array, dropped: jax.Array) -> jax.Array:
+    """Returns the labels [B] with class 0 where `dropped` [B] is set, to be planned for like any other.
+
+    What TDSM as published does to a dropped label: its one-hot vector of zeros is read back by argmax. The null
+    label is then never trained; `drop_labels` is the remedy.
+    """
+    return jnp.where(dropped, 0, y_tilde)
+
+
 def drop_labels(slots: Plan, dropped: jax.Array, null: int) -> Plan:
     """Makes the examples where `dropped` [B] is set train the null label alone, outside the mixture."""
     only_first = jnp.arange(slots.weights.shape[1]) == 0
@@ -120,34 +132,41 @@ def evaluate(
     sigma: jax.Array,  # [B]
     slots: Plan,
     capacity: float | None = None,
+    augment_label: jax.Array | None = None,  # [B,A]
 ) -> Mixture:
     """Evaluates a plan: slot 0 by `denoise`, the other slots by `frozen` (the same network, no gradient).
 
     `frozen` None sends every slot through `denoise` (gradient through all of them). A `capacity` packs the
     frozen slots of non-zero weight into batches of capacity * B; what overflows takes further passes, so the
-    result never depends on it.
+    result never depends on it. Denoisers receive `augment_label` as fourth argument where there is one.
     """
+    extra = () if augment_label is None else (augment_label,)
     kept_mass = slots.weights.sum(axis=1).mean()
     nothing = jnp.zeros((), jnp.int32)
     if frozen is None:
-        return Mixture(_every_slot(denoise, x_t, sigma, slots), kept_mass, nothing)
-    own = denoise(x_t, sigma, slots.classes[:, 0])
+        return Mixture(_every_slot(denoise, x_t, sigma, slots, extra), kept_mass, nothing)
+    own = denoise(x_t, sigma, slots.classes[:, 0], *extra)
     M = per_example(slots.weights[:, 0], own) * own
     rest = Plan(slots.classes[:, 1:], slots.weights[:, 1:])
     if rest.classes.shape[1] == 0:
         return Mixture(M, kept_mass, nothing)
     if capacity is None or capacity >= rest.classes.shape[1]:
-        return Mixture(M + _every_slot(frozen, x_t, sigma, rest), kept_mass, nothing)
-    packed, overflow = _packed(frozen, x_t, sigma, rest, math.ceil(capacity * x_t.shape[0]))
+        return Mixture(M + _every_slot(frozen, x_t, sigma, rest, extra), kept_mass, nothing)
+    packed, overflow = _packed(frozen, x_t, sigma, rest, extra, math.ceil(capacity * x_t.shape[0]))
     return Mixture(M + packed, kept_mass, overflow)
 
 
-def _every_slot(denoise: Denoise, x_t: jax.Array, sigma: jax.Array, slots: Plan) -> jax.Array:
-    D = jax.vmap(denoise, in_axes=(None, None, 1), out_axes=1)(x_t, sigma, slots.classes)  # [B,E,...]
-    return jnp.einsum("be,be...->b...", slots.weights, D)
+def _every_slot(
+    denoise: Denoise, x_t: jax.Array, sigma: jax.Array, slots: Plan, extra: tuple[jax.Array, ...]
+) -> jax.Array:
+    D = jax.vmap(lambda label: denoise(x_t, sigma, label, *extra), in_axes=1, out_axes=1)(slots.classes)  # [B,E,...]
+    # Not in TF32: where sigma is small, lambda turns the third digit of M into a loss of thousands.
+    return jnp.einsum("be,be...->b...", slots.weights, D, precision="highest")
 
 
-def _packed(denoise: Denoise, x_t: jax.Array, sigma: jax.Array, slots: Plan, size: int) -> tuple[jax.Array, jax.Array]:
+def _packed(
+    denoise: Denoise, x_t: jax.Array, sigma: jax.Array, slots: Plan, extra: tuple[jax.Array, ...], size: int
+) -> tuple[jax.Array, jax.Array]:
     """Sums the slots of non-zero weight, `size` of them a pass; returns the sum and the count past one pass."""
     E = slots.classes.shape[1]
     weights, classes = slots.weights.reshape(-1), slots.classes.reshape(-1)
@@ -158,7 +177,7 @@ def _packed(denoise: Denoise, x_t: jax.Array, sigma: jax.Array, slots: Plan, siz
 
     def add_pass(number: jax.Array, M: jax.Array) -> jax.Array:
         chosen, row = index[number], index[number] // E
-        D = denoise(x_t[row], sigma[row], classes[chosen])
+        D = denoise(x_t[row], sigma[row], classes[chosen], *(values[row] for values in extra))
         weight = jnp.where(used[number], weights[chosen], 0.0)
         return M.at[row].add(per_example(weight, D) * D)
 

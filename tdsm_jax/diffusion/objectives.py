@@ -3,7 +3,7 @@
 import jax
 
 from tdsm_jax.diffusion.mixture import Mixture, Plan, evaluate
-from tdsm_jax.diffusion.process import EDM, Denoise, per_example
+from tdsm_jax.diffusion.process import Denoise, Process, per_example
 
 
 def add_noise(x0: jax.Array, sigma: jax.Array, n: jax.Array) -> jax.Array:
@@ -12,7 +12,7 @@ def add_noise(x0: jax.Array, sigma: jax.Array, n: jax.Array) -> jax.Array:
 
 
 def score_matching(
-    process: EDM,
+    process: Process,
     denoise: Denoise,
     frozen: Denoise | None,
     x0: jax.Array,  # [B,...]
@@ -20,11 +20,11 @@ def score_matching(
     sigma: jax.Array,  # [B]
     slots: Plan,
     capacity: float | None = None,
+    augment_label: jax.Array | None = None,  # [B,A]
 ) -> tuple[jax.Array, Mixture]:
-    """Returns lambda(sigma) ||M - x0||^2 averaged over pixels, [B], and the mixture.
+    """Returns lambda(sigma) (M - x0)^2 of each pixel, [B,...], and the mixture.
 
     The plan makes it DSM, S-weighted DSM or TDSM (Na et al. 2024, eq. 9); see `mixture.evaluate` for `frozen`.
     """
-    mixture = evaluate(denoise, frozen, x_t, sigma, slots, capacity)
-    squared = (mixture.M - x0) ** 2
-    return process.loss_weight(sigma) * squared.reshape(x0.shape[0], -1).mean(axis=1), mixture
+    mixture = evaluate(denoise, frozen, x_t, sigma, slots, capacity, augment_label)
+    return per_example(process.loss_weight(sigma), x0) * (mixture.M - x0) ** 2, mixture

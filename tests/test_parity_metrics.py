@@ -1,0 +1,24 @@
+"""Metrics against the official implementations, in float64."""
+
+import pytest
+
+from tdsm_jax.evaluation.statistics import cmmd, density_coverage, frechet_distance, precision_recall
+
+
+def test_frechet_distance_matches_the_official_implementation(golden):
+    arrays = golden("metrics")
+    assert frechet_distance(arrays["real"], arrays["fake"]) == pytest.approx(float(arrays["fid"]), rel=1e-9)
+
+
+def test_cmmd_matches_the_official_implementation(golden):
+    arrays = golden("metrics")
+    assert cmmd(arrays["real"], arrays["fake"]) == pytest.approx(float(arrays["cmmd"]), rel=1e-9)
+
+
+@pytest.mark.parametrize("nearest", [3, 5])
+def test_neighbour_metrics_match_the_official_implementation(nearest, golden):
+    arrays = golden("metrics")
+    names = ("density", "coverage", "precision", "recall")
+    expected = [float(arrays[f"k{nearest}_{name}"]) for name in names]
+    got = [f(arrays["real"], arrays["fake"], nearest) for f in (density_coverage, precision_recall)]
+    assert [*got[0], *got[1]] == pytest.approx(expected, rel=1e-9)
