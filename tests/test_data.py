@@ -1,6 +1,7 @@
 """Datasets, pixel conversions, content hashes and index-addressed batches."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from tdsm_jax.data import sources
+from tdsm_jax.data import edm_zip, sources
 from tdsm_jax.data.batches import batch_indices
-from tdsm_jax.data.sources import Dataset
+from tdsm_jax.data.sources import Dataset, DataSpec
 from tdsm_jax.errors import UserError
 
 
-def load(test_fraction=0.2, split_seed=0, name="digits"):
-    return sources.load(name, test_fraction=test_fraction, split_seed=split_seed)
+def load(name="digits", **fields):
+    return sources.load(DataSpec(name, **fields))
 
 
 def toy(counts):
@@ -86,11 +87,85 @@ def test_a_split_depends_on_its_seed_only():
         ({"test_fraction": 0.001}, r"178 images of class '0' into 178 \+ 0"),
         ({"test_fraction": 0.999}, r"into 0 \+ 178"),
         ({"split_seed": -1}, "split seed"),
+        ({"path": "data.zip"}, "'digits' reads no files, but path is given; 'archive' reads it"),
+        ({"name": "synthetic", "labels_path": "a.json"}, "labels_path is given"),
+        ({"name": "archive"}, "'archive' needs path"),
+        ({"name": "synthetic", "image_size": 0}, "image_size >= 1, got 0"),
+        ({"name": "synthetic", "num_images": 10}, r"the 1 images of class '0' into 1 \+ 0"),
     ],
 )
 def test_bad_requests_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         load(**arguments)
+
+
+def test_synthetic_images():
+    train, test = load("synthetic", image_size=16, channels=3, num_classes=5, num_images=100)
+    assert (train.images.shape, test.images.shape) == ((80, 16, 16, 3), (20, 16, 16, 3))
+    assert train.images.dtype == np.uint8 and train.class_names == test.class_names == tuple("01234")
+    assert np.bincount(train.labels).tolist() == [16] * 5
+    assert sources.images_hash(train.images)[:16] == "028e90ec09f11b8b"  # label files are bound to it
+    assert len(set(image_keys(train))) == 80
+
+
+@pytest.mark.parametrize(("image_size", "channels", "num_classes"), [(32, 3, 100), (28, 1, 10), (8, 1, 3)])
+def test_synthetic_classes_look_different(image_size, channels, num_classes):
+    """The nearest training image has the same label, so a network can learn the classes."""
+    fields = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
+    train, test = load("synthetic", num_images=12 * num_classes, **fields)
+    a, b = (part.images.reshape(len(part.images), -1).astype(np.float32) for part in (test, train))
+    nearest = np.argmin((b**2).sum(1) - 2 * a @ b.T, axis=1)
+    assert (train.labels[nearest] == test.labels).mean() > 0.95
+
+
+@pytest.fixture
+def archive_paths(tmp_path):
+    """An archive of the toy images with noisy labels, and their clean labels beside it; image i has the value i."""
+    whole = toy([12, 9])
+    y_tilde = np.where(np.arange(21) % 4 == 0, 1 - whole.labels, whole.labels)
+    edm_zip.write(tmp_path / "toy.zip", whole.images, y_tilde)
+    pairs = [[name, int(y)] for name, y in zip(edm_zip.image_names(21), whole.labels, strict=True)]
+    (tmp_path / "clean.json").write_text(json.dumps({"labels": pairs[::-1]}))
+    return {"path": str(tmp_path / "toy.zip"), "labels_path": str(tmp_path / "clean.json")}
+
+
+def test_an_archive_is_split_like_any_dataset(archive_paths):
+    whole = dataclasses.replace(toy([12, 9]), class_names=("0", "1"))
+    parts = load("archive", test_fraction=0.3, split_seed=4, **archive_paths)
+    for part, expected in zip(parts, sources.stratified_split(whole, 0.3, 4), strict=True):
+        np.testing.assert_array_equal(part.images, expected.images, strict=True)
+        np.testing.assert_array_equal(part.labels, expected.labels, strict=True)
+        assert (part.name, part.class_names) == ("toy", ("0", "1"))
+
+
+@pytest.mark.parametrize("with_test_archive", [False, True])
+def test_noisy_labels_follow_the_training_images(archive_paths, with_test_archive):
+    """Clean and noisy labels of one archive agree on which images are which, whoever comes first."""
+    whole = toy([12, 9])
+    noisy = np.where(np.arange(21) % 4 == 0, 1 - whole.labels, whole.labels)
+    noisy_of = dict(zip(image_keys(whole), noisy.tolist(), strict=True))
+    test_path = archive_paths["path"] if with_test_archive else ""
+    spec = DataSpec("archive", **archive_paths, test_path=test_path, test_fraction=0.3)
+    train, _ = sources.load(spec)
+    y_tilde = sources.archive_labels(spec, "")
+    assert y_tilde.dtype == np.int32
+    assert y_tilde.tolist() == [noisy_of[key] for key in image_keys(train)]
+    assert (y_tilde != train.labels).any()
+    assert sources.archive_labels(spec, spec.labels_path).tolist() == train.labels.tolist()
+    with pytest.raises(UserError, match="'digits' have no names to match labels by"):
+        sources.archive_labels(DataSpec("digits"), spec.labels_path)
+
+
+def test_an_archive_with_a_test_archive(tmp_path, archive_paths):
+    edm_zip.write(tmp_path / "test", toy([2, 2, 1]).images, toy([2, 2, 1]).labels, ("a", "b", "c"))
+    train, test = load("archive", **archive_paths, test_path=str(tmp_path / "test"))
+    assert (len(train.images), len(test.images)) == (21, 5)
+    assert train.class_names == test.class_names == ("a", "b", "c")
+    edm_zip.write(tmp_path / "large", np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]))
+    edm_zip.write(tmp_path / "unlabelled", toy([2, 2]).images, None)
+    for name, message in (("large", r"images of shape \(8, 8, 1\)"), ("unlabelled", "not labelled")):
+        with pytest.raises(UserError, match=message):
+            load("archive", **archive_paths, test_path=str(tmp_path / name))
 
 
 @pytest.mark.parametrize(

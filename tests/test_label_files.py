@@ -44,6 +44,33 @@ def test_make_needs_a_matrix_of_the_dataset():
         label_files.make(toy(), "sym", 0.4, 0, symmetric(4, 0.4))
 
 
+def test_imported_labels_are_described_by_what_they_are():
+    dataset = toy(labels=np.arange(60) % 2)  # no example of class 2
+    y_tilde = np.where(np.arange(60) < 15, 2, dataset.labels)
+    label_file = label_files.import_labels(dataset, y_tilde)
+    np.testing.assert_array_equal(label_file.y_tilde, y_tilde.astype(np.int32), strict=True)
+    np.testing.assert_array_equal(label_file.realised_matrix, realised_matrix(dataset.labels, y_tilde, 3))
+    np.testing.assert_allclose(label_file.S, [[22 / 30, 0, 8 / 30], [0, 23 / 30, 7 / 30], [0, 0, 1]])
+    assert (label_file.kind, label_file.rate, label_file.realised_rate) == ("imported", 0.25, 0.25)
+    np.testing.assert_array_equal(label_files.attach(label_file, dataset), y_tilde)
+    known = label_files.import_labels(dataset, y_tilde, symmetric(3, 0.4))
+    np.testing.assert_array_equal(known.S, symmetric(3, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("y_tilde", "S", "message"),
+    [
+        (np.zeros(59, int), None, "60 clean labels do not match 59 noisy ones"),
+        (np.full(60, 3), None, "span 3..3, but classes are 0..2"),
+        (np.zeros(60, int), np.eye(4), r"S has shape \(4, 4\)"),
+        (np.zeros(60, int), np.zeros((3, 3)), "sums to 0"),
+    ],
+)
+def test_labels_that_do_not_fit_are_not_imported(y_tilde, S, message):
+    with pytest.raises(UserError, match=message):
+        label_files.import_labels(toy(), y_tilde, S)
+
+
 def test_write_then_read_gives_everything_back(tmp_path):
     dataset = toy(labels=np.arange(60) % 2)  # no example of class 2: its realised row is undefined
     label_file = toy_file(dataset)

@@ -46,16 +46,39 @@ class LabelFile:
 
 def make(dataset: Dataset, kind: str, rate: float, seed: int, S: np.ndarray) -> LabelFile:
     """Returns the label file of `dataset` corrupted by S [K, K] with `seed`; `kind` and `rate` describe S."""
+    S = _matrix_of(dataset, S)
+    return _record(dataset, corrupt(dataset.labels, S, seed), kind, float(rate), int(seed), S)
+
+
+def import_labels(dataset: Dataset, y_tilde: np.ndarray, S: np.ndarray | None = None) -> LabelFile:
+    """Returns the label file of noisy labels int [N] that came from elsewhere, for the clean labels of `dataset`.
+
+    `S` [K, K] is the matrix that they are known to be drawn from; without it the realised one stands in, with
+    the identity for a class without examples. The kind is "imported", the rate the realised one and the seed 0.
+    Labels of another number or outside [0, K) are a `UserError`.
+    """
+    if S is None:
+        S = realised_matrix(dataset.labels, y_tilde, dataset.num_classes)
+        S = np.where(np.isnan(S), np.eye(dataset.num_classes), S)
+    S = _matrix_of(dataset, S)
+    check_stochastic(S)
+    return _record(dataset, np.asarray(y_tilde, np.int32), "imported", realised_rate(dataset.labels, y_tilde), 0, S)
+
+
+def _matrix_of(dataset: Dataset, S: np.ndarray) -> np.ndarray:
     S = np.asarray(S, np.float64)
     if S.shape != (dataset.num_classes, dataset.num_classes):
         raise UserError(f"S has shape {S.shape}, but {dataset.name} has {dataset.num_classes} classes")
-    y_tilde = corrupt(dataset.labels, S, seed)
+    return S
+
+
+def _record(dataset: Dataset, y_tilde: np.ndarray, kind: str, rate: float, seed: int, S: np.ndarray) -> LabelFile:
     return LabelFile(
         dataset=dataset.name,
         num_classes=dataset.num_classes,
         kind=kind,
-        rate=float(rate),
-        seed=int(seed),
+        rate=rate,
+        seed=seed,
         images_hash=images_hash(dataset.images),
         images_set_hash=images_set_hash(dataset.images),
         realised_rate=realised_rate(dataset.labels, y_tilde),

@@ -2,14 +2,18 @@
 
 import dataclasses
 import hashlib
+import math
+import pathlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from tdsm_jax.data.edm_zip import Archive
 from tdsm_jax.errors import UserError, did_you_mean
 
-# Other random draws may use the same seed; a stream of its own keeps the split independent of them.
+# Other random draws may use the same seed; streams of their own keep these independent of them.
 _SPLIT_STREAM = 1
+_SYNTHETIC_STREAM = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,31 +47,131 @@ class Dataset:
         return len(self.class_names)
 
 
-def load(name: str, *, test_fraction: float, split_seed: int) -> tuple[Dataset, Dataset]:
-    """Returns (train, test) of the source `name`.
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """Which images to load. Every source reads `name`; the other fields concern the sources named beside them."""
 
-    `test_fraction` and `split_seed` govern sources that come without a split of their own.
-    An unknown name, or a fraction that leaves a class without train or test images, is a `UserError`.
+    name: str
+    path: str = ""  # archive: folder or zip file of the training images
+    test_path: str = ""  # archive: the same of the test images; "" splits some off the training images
+    labels_path: str = ""  # archive: a dataset.json whose labels replace those of `path`
+    test_fraction: float = 0.2  # all, unless test_path is given
+    split_seed: int = 0  # all, unless test_path is given
+    image_size: int = 32  # synthetic
+    channels: int = 3  # synthetic
+    num_classes: int = 10  # synthetic
+    num_images: int = 1000  # synthetic: train and test together
+
+
+def load(spec: DataSpec) -> tuple[Dataset, Dataset]:
+    """Returns (train, test) of the source `spec.name`.
+
+    An unknown name, a path for a source without files, or a test fraction that leaves a class without train or
+    test images, is a `UserError`.
     """
-    if name not in SOURCES:
-        raise UserError(f"unknown dataset {name!r}{did_you_mean(name, SOURCES)}")
-    return SOURCES[name](test_fraction, split_seed)
+    if spec.name not in SOURCES:
+        raise UserError(f"unknown dataset {spec.name!r}{did_you_mean(spec.name, SOURCES)}")
+    for field in ("path", "test_path", "labels_path"):
+        if spec.name != "archive" and getattr(spec, field):
+            raise UserError(f"the dataset {spec.name!r} reads no files, but {field} is given; 'archive' reads it")
+    return SOURCES[spec.name](spec)
 
 
-def _digits(test_fraction: float, split_seed: int) -> tuple[Dataset, Dataset]:
+def _digits(spec: DataSpec) -> tuple[Dataset, Dataset]:
     """The 1,797 handwritten digits of 8 x 8 pixels inside scikit-learn: no download."""
     from sklearn.datasets import load_digits  # a slow import that only this source needs
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # grey levels 0..16
     class_names = tuple(str(name) for name in digits.target_names)
-    return stratified_split(
-        Dataset("digits", images, digits.target.astype(np.int32), class_names), test_fraction, split_seed
-    )
+    whole = Dataset("digits", images, digits.target.astype(np.int32), class_names)
+    return stratified_split(whole, spec.test_fraction, spec.split_seed)
 
 
-# name -> function of (test_fraction, split_seed) returning (train, test)
-SOURCES: dict[str, Callable[[float, int], tuple[Dataset, Dataset]]] = {"digits": _digits}
+def _archive(spec: DataSpec) -> tuple[Dataset, Dataset]:
+    """The images of folders or zip files in the format of StyleGAN and EDM."""
+    if not spec.path:
+        raise UserError("the dataset 'archive' needs path, a folder or zip file of images")
+    whole = _read_archive(spec.path, spec.labels_path)
+    if not spec.test_path:
+        return stratified_split(whole, spec.test_fraction, spec.split_seed)
+    test = _read_archive(spec.test_path, "")
+    if test.images.shape[1:] != whole.images.shape[1:]:
+        raise UserError(
+            f"{spec.test_path} holds images of shape {test.images.shape[1:]}, but {spec.path} of "
+            f"{whole.images.shape[1:]}; bring both to one form"
+        )
+    class_names = max(whole.class_names, test.class_names, key=len)  # one part may lack the last class
+    return tuple(dataclasses.replace(part, class_names=class_names) for part in (whole, test))
+
+
+def _read_archive(path: str, labels_path: str) -> Dataset:
+    with Archive(path) as archive:
+        labels = _archive_labels(archive, labels_path)
+        return Dataset(pathlib.Path(path).resolve().stem, archive.load(), labels, _class_names(archive, labels))
+
+
+def _archive_labels(archive: Archive, labels_path: str) -> np.ndarray:
+    labels = archive.labels_of(labels_path) if labels_path else archive.labels
+    if labels is None:
+        raise UserError(f"{archive.path}: its images are not labelled; give labels as a file of their own")
+    return labels
+
+
+def _class_names(archive: Archive, labels: np.ndarray) -> tuple[str, ...]:
+    return archive.class_names or tuple(str(y) for y in range(labels.max() + 1))
+
+
+def archive_labels(spec: DataSpec, labels_path: str) -> np.ndarray:
+    """Returns other labels int32 [N] of the training images of an archive: those of `load(spec)[0]`, in order.
+
+    They come from the dataset.json at `labels_path`, or from the archive's own where that is "", matched by
+    name: noisy labels for images whose clean ones `load` gives, or the other way round.
+    """
+    if spec.name != "archive":
+        raise UserError(f"the images of the dataset {spec.name!r} have no names to match labels by; 'archive' has")
+    with Archive(spec.path) as archive:
+        others = _archive_labels(archive, labels_path)
+        if spec.test_path:
+            return others
+        labels = _archive_labels(archive, spec.labels_path)
+        return others[~_in_test(labels, _class_names(archive, labels), spec.test_fraction, spec.split_seed)]
+
+
+def _synthetic(spec: DataSpec) -> tuple[Dataset, Dataset]:
+    """Noisy gratings of any size, each class with an angle, a frequency and a colour of its own: no download."""
+    for field in ("image_size", "channels", "num_classes", "num_images"):
+        if getattr(spec, field) < 1:
+            raise UserError(f"the dataset 'synthetic' needs {field} >= 1, got {getattr(spec, field)}")
+    sequence = np.random.SeedSequence(0, spawn_key=(_SYNTHETIC_STREAM,))
+    generator = np.random.Generator(np.random.PCG64(sequence))
+    labels = np.arange(spec.num_images, dtype=np.int32) % spec.num_classes
+    images = np.stack([_grating(y, spec, generator) for y in labels.tolist()])
+    whole = Dataset("synthetic", images, labels, tuple(str(y) for y in range(spec.num_classes)))
+    return stratified_split(whole, spec.test_fraction, spec.split_seed)
+
+
+def _grating(y: int, spec: DataSpec, generator: np.random.Generator) -> np.ndarray:
+    """An image uint8 [H, W, C] of class y, at a random phase: arithmetic that every platform rounds alike."""
+    size, angles = spec.image_size, math.isqrt(spec.num_classes - 1) + 1
+    frequencies = -(-spec.num_classes // angles)
+    angle = math.pi * (y % angles) / angles
+    cycles = 1 + (size / 4 - 1) * (y // angles) / frequencies  # an image; up to half the Nyquist frequency
+    rows, columns = np.mgrid[:size, :size] / size
+    position = cycles * (rows * math.sin(angle) + columns * math.cos(angle)) + generator.random()
+    wave = np.abs(position % 1 - 0.5) * 4 - 1  # a triangle wave in [-1, 1]
+    turns = [y / spec.num_classes + c / spec.channels for c in range(spec.channels)]
+    colour = np.array([math.cos(2 * math.pi * turn) for turn in turns])
+    noise = generator.random((size, size, spec.channels)) - 0.5
+    return np.rint(127.5 + 50 * wave[..., None] + 50 * colour + 40 * noise).astype(np.uint8)
+
+
+# name -> function returning (train, test)
+SOURCES: dict[str, Callable[[DataSpec], tuple[Dataset, Dataset]]] = {
+    "archive": _archive,
+    "digits": _digits,
+    "synthetic": _synthetic,
+}
 
 
 def stratified_split(dataset: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -75,15 +179,20 @@ def stratified_split(dataset: Dataset, test_fraction: float, seed: int) -> tuple
 
     A fraction that leaves a class without train or test images, or a negative seed, is a `UserError`.
     """
+    in_test = _in_test(dataset.labels, dataset.class_names, test_fraction, seed)
+    return _subset(dataset, ~in_test), _subset(dataset, in_test)
+
+
+def _in_test(labels: np.ndarray, class_names: tuple[str, ...], test_fraction: float, seed: int) -> np.ndarray:
     if not 0 < test_fraction < 1:
         raise UserError(f"the test fraction must lie strictly between 0 and 1, got {test_fraction}")
     if seed < 0:
         raise UserError(f"the split seed must be a non-negative integer, got {seed}")
     sequence = np.random.SeedSequence(seed, spawn_key=(_SPLIT_STREAM,))
-    uniform = np.random.Generator(np.random.PCG64(sequence)).random(len(dataset.labels))
-    in_test = np.zeros(len(dataset.labels), bool)
-    for y, class_name in enumerate(dataset.class_names):
-        members = np.flatnonzero(dataset.labels == y)
+    uniform = np.random.Generator(np.random.PCG64(sequence)).random(len(labels))
+    in_test = np.zeros(len(labels), bool)
+    for y, class_name in enumerate(class_names):
+        members = np.flatnonzero(labels == y)
         test_count = round(len(members) * test_fraction)
         if not 0 < test_count < len(members):
             raise UserError(
@@ -91,7 +200,7 @@ def stratified_split(dataset: Dataset, test_fraction: float, seed: int) -> tuple
                 f"{class_name!r} into {len(members) - test_count} + {test_count}; both parts need one"
             )
         in_test[members[np.argsort(uniform[members], kind="stable")[:test_count]]] = True
-    return _subset(dataset, ~in_test), _subset(dataset, in_test)
+    return in_test
 
 
 def _subset(dataset: Dataset, chosen: np.ndarray) -> Dataset:
