@@ -27,6 +27,7 @@ class Classifier(nn.Module):
         x: jax.Array,  # [B,H,W,C]
         c_noise: jax.Array,  # [B]
         dropout_keys: jax.Array | None = None,  # [B], None in evaluation
+        train: bool = False,  # part of the classifiers' interface; no layer here behaves differently
     ) -> tuple[jax.Array, jax.Array]:
         embedding = positional_embedding(c_noise, self.widths[0])
         embedding = nn.silu(linear(2 * self.widths[0], self.dtype, "map_layer")(embedding))

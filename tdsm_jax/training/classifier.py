@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from tdsm_jax.diffusion.process import EDM, per_example
 from tdsm_jax.labels.losses import forward_corrected
 from tdsm_jax.labels.transition import log_volume, volmin_initial, volmin_matrix
 from tdsm_jax.networks.classifier import Classifier
+from tdsm_jax.networks.mnist_cnn import MnistCNN
+from tdsm_jax.networks.resnet import ResNet
 from tdsm_jax.training import loop, parallel
 from tdsm_jax.training.state import (
     Optimisation,
@@ -33,6 +35,9 @@ from tdsm_jax.training.state import (
     unflatten_params,
     update,
 )
+
+Network = Classifier | ResNet | MnistCNN
+Augment = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]  # (keys [B], x0) -> (x0, augmentation label)
 
 TEMPERATURES = np.geomspace(0.5, 4.0, 43)
 GROUP_SLACK = 1.3  # room of a fold's group in a batch, over its expected share
@@ -51,16 +56,20 @@ class FitSettings:
 
     `process` None fits clean images, else x_t at the process's noise levels. With `held_out` examples the
     parameters of the evaluation with the lowest held-out loss are returned, measured on `held_out_draws`
-    noise draws an image; otherwise the last ones.
+    noise draws an image; otherwise the last ones. `augment` changes the images of a step before noise is added;
+    its label goes unread, as published. `freeze_transition_images` holds the transition head still from there on
+    (0: never).
     """
 
-    network: Classifier
+    network: Network
     optimisation: Optimisation
     schedule: loop.Schedule
     process: EDM | None
     held_out_draws: int = 4
     volume_weight: float = 1e-4
     transition_rate: float = 1.0  # learning rate of the transition head over the network's
+    augment: Augment | None = None
+    freeze_transition_images: int = 0
 
 
 class Fitted(NamedTuple):
@@ -166,26 +175,61 @@ def fit(
 
 def make_fit_step(settings: FitSettings) -> Callable:
     """Returns the per-device step(state, batch, key, given) -> (state, metrics) of `fit`."""
-    network, process, optimisation = settings.network, settings.process, settings.optimisation
+    network, process = settings.network, settings.process
 
     def step(state: FitState, batch: dict, key: jax.Array, given: dict) -> tuple[FitState, dict]:
         train, x_t, sigma = state.train, batch["x0"], jnp.zeros(batch["label"].shape)
-        keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, train.step, batch["position"]))
+        # The first three keys of four are those of three: what they draw does not depend on the augmentation.
+        keys = jax.vmap(lambda k: jax.random.split(k, 4))(example_keys(key, train.step, batch["position"]))
+        if settings.augment is not None:
+            x_t, _ = settings.augment(keys[:, 3], x_t)
         if process is not None:
             sigma = process.sigma(normal_like(keys[:, 0], sigma))
             x_t = add_noise(x_t, sigma, normal_like(keys[:, 1], x_t))
 
-        def loss_fn(params: Params) -> jax.Array:
-            apply = functools.partial(network.apply, params["network"], dropout_keys=keys[:, 2])
-            log_S = log_transition(params, given, settings.transition_rate)
-            loss = forward_corrected(classify(apply, process, x_t, sigma)[0], batch["label"], log_S).mean()
-            return loss + settings.volume_weight * log_volume(jnp.exp(log_S)) if "transition" in params else loss
+        def loss_fn(params: Params) -> tuple[jax.Array, dict]:
+            def apply(x: jax.Array, c_noise: jax.Array) -> tuple[jax.Array, dict]:
+                return network.apply(
+                    params["network"], x, c_noise, dropout_keys=keys[:, 2], train=True, mutable=["batch_stats"]
+                )
 
-        loss, gradient = jax.value_and_grad(loss_fn)(train.params)
+            (logits, _), statistics = classify(apply, process, x_t, sigma)
+            log_S = log_transition(params, given, settings.transition_rate)
+            loss = forward_corrected(logits, batch["label"], log_S).mean()
+            if "transition" in params:
+                loss += settings.volume_weight * log_volume(jnp.exp(log_S))
+            return loss, statistics
+
+        (loss, statistics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(train.params)
         loss, gradient = jax.lax.pmean((loss, gradient), parallel.AXIS)
-        return state._replace(train=update(train, gradient, optimisation)), {"loss": loss}
+        new = update_until_frozen(train, gradient, settings)
+        return state._replace(train=with_statistics(new, statistics)), {"loss": loss}
 
     return step
+
+
+def update_until_frozen(train: TrainState, gradient: Params, settings: FitSettings) -> TrainState:
+    """Updates all parameters, but once the transition head is to be frozen holds it, and its average at it."""
+    optimisation = settings.optimisation
+    if not settings.freeze_transition_images or "transition" not in gradient:
+        return update(train, gradient, optimisation)
+    moves = train.step * optimisation.batch_size < settings.freeze_transition_images
+    new = update(train, gradient | {"transition": jnp.where(moves, gradient["transition"], 0)}, optimisation)
+    # Adam's momentum would carry it on without a gradient.
+    shift = jnp.where(moves, new.params["transition"], train.params["transition"])
+    average = jnp.where(moves, new.ema_params["transition"], shift)
+    return dataclasses.replace(
+        new, params=new.params | {"transition": shift}, ema_params=new.ema_params | {"transition": average}
+    )
+
+
+def with_statistics(train: TrainState, statistics: dict) -> TrainState:
+    """Puts the running statistics of a step, if any, in their place; the average takes a copy, as published.
+
+    The network computed them over all devices.
+    """
+    params, average = (p | {"network": p["network"] | statistics} for p in (train.params, train.ema_params))
+    return dataclasses.replace(train, params=params, ema_params=average)
 
 
 def make_held_out(settings: FitSettings, held_out: Labelled, key: jax.Array) -> tuple[Callable, jax.Array]:
@@ -264,7 +308,7 @@ def stack_folds(fitted: list[Fitted]) -> CrossFitted:
 
 
 def cross_fitted_logits(
-    network: Classifier,
+    network: Network,
     process: EDM,
     classifiers: CrossFitted,
     x_t: jax.Array,  # [B,H,W,C]

@@ -10,6 +10,8 @@ import numpy as np
 import optax
 from flax import traverse_util
 
+from tdsm_jax.errors import UserError
+
 Params = Any  # a pytree of float32 arrays
 
 
@@ -28,8 +30,10 @@ class TrainState:
 class Optimisation:
     """How parameters move. Lengths are counted in images, so that they survive a change of batch size.
 
-    `learning_rate` rises linearly over `ramp_images`; the average forgets half in `ema_half_life` images, less
-    at the start: at most `ema_ramp` of the images seen (Karras et al. 2022). `clip_norm` 0 means no clipping.
+    `learning_rate` rises linearly over `ramp_images` and is multiplied by `decay_factors[i]`, not cumulatively,
+    from `decay_images[i]` on; the average forgets half in `ema_half_life` images, less at the start: at most
+    `ema_ramp` of the images seen (Karras et al. 2022). `clip_norm` 0 means no clipping. Decays that do not pair up,
+    in rising order, raise `UserError`.
     """
 
     batch_size: int
@@ -39,12 +43,24 @@ class Optimisation:
     ema_ramp: float
     weight_decay: float
     clip_norm: float
+    decay_images: tuple[int, ...] = ()
+    decay_factors: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if len(self.decay_images) != len(self.decay_factors):
+            raise UserError(
+                f"decay_images={self.decay_images} and decay_factors={self.decay_factors} must be of equal length"
+            )
+        if list(self.decay_images) != sorted(set(self.decay_images)):
+            raise UserError(f"decay_images={self.decay_images} must rise strictly")
 
     def optimiser(self) -> optax.GradientTransformation:
         """Returns Adam with the ramp, decoupled weight decay and clipping as asked."""
 
         def learning_rate(step: jax.Array) -> jax.Array:
-            return self.learning_rate * jnp.minimum((step + 1) * self.batch_size / max(self.ramp_images, 1), 1.0)
+            ramp = jnp.minimum((step + 1) * self.batch_size / max(self.ramp_images, 1), 1.0)
+            decays = jnp.count_nonzero(step * self.batch_size >= jnp.asarray(self.decay_images, jnp.int32))
+            return self.learning_rate * ramp * jnp.asarray((1.0, *self.decay_factors))[decays]
 
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
         return optax.chain(clip, optax.adamw(learning_rate, weight_decay=self.weight_decay))
@@ -63,12 +79,24 @@ def initial_state(params: Params, optimisation: Optimisation) -> TrainState:
 
 
 def update(state: TrainState, gradient: Params, optimisation: Optimisation) -> TrainState:
-    """One step of the optimiser and of the parameter average."""
-    change, opt_state = optimisation.optimiser().update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, change)
+    """One step of the optimiser and of the parameter average; collections other than "params" stay as they are."""
+    change, opt_state = optimisation.optimiser().update(trained(gradient), state.opt_state, state.params)
+    params = optax.apply_updates(state.params, trained(change))  # again: weight decay knows no collections
     decay = optimisation.ema_decay(state.step)
     ema_params = jax.tree.map(lambda average, new: new + decay * (average - new), state.ema_params, params)
     return TrainState(state.step + 1, params, ema_params, opt_state)
+
+
+def trained(tree: Params) -> Params:
+    """Returns `tree` with zeros for what is not trained: wherever Flax variables lie, all collections but "params".
+
+    Running statistics and stored constants keep a place in gradient and optimiser state, so that these have the
+    form of the parameters.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    still = {name for name in tree if "params" in tree and name != "params"}
+    return {n: jax.tree.map(jnp.zeros_like, sub) if n in still else trained(sub) for n, sub in tree.items()}
 
 
 def stream_key(seed: int, stream: str) -> jax.Array:
