@@ -17,7 +17,7 @@ from tdsm_jax.labels.corruption import corrupt, symmetric
 from tdsm_jax.labels.transition import relative_l1
 from tdsm_jax.networks.classifier import Classifier
 from tdsm_jax.training import classifier as classifiers
-from tdsm_jax.training import loop, parallel
+from tdsm_jax.training import cross_fit, loop, parallel
 from tdsm_jax.training.classifier import FitSettings, Labelled
 from tdsm_jax.training.logs import read_metrics
 from tdsm_jax.training.state import (
@@ -305,10 +305,10 @@ def test_fitted_classifiers_survive_their_file(tmp_path):
 
 
 def test_folds_are_even_and_seeded():
-    fold = classifiers.assign_folds(100, 3, seed=0)
+    fold = cross_fit.assign_folds(100, 3, seed=0)
     assert sorted(np.bincount(fold)) == [33, 33, 34]
-    np.testing.assert_array_equal(fold, classifiers.assign_folds(100, 3, seed=0))
-    assert np.any(fold != classifiers.assign_folds(100, 3, seed=1))
+    np.testing.assert_array_equal(fold, cross_fit.assign_folds(100, 3, seed=0))
+    assert np.any(fold != cross_fit.assign_folds(100, 3, seed=1))
 
 
 @pytest.mark.parametrize("uneven", [False, True])
@@ -319,8 +319,8 @@ def test_each_example_is_seen_by_the_classifier_of_its_fold(uneven):
     fold = jnp.full(24, 2) if uneven else jnp.arange(24) * 7 % 3
     params = [NETWORK.init(jax.random.key(f), x, sigma) for f in range(3)]
     fitted = [classifiers.Fitted(p, 1.0 + f, np.eye(3), 0.0) for f, p in enumerate(params)]
-    logits = jax.jit(classifiers.cross_fitted_logits, static_argnums=(0, 1))(
-        NETWORK, EDM(), classifiers.stack_folds(fitted), x, sigma, fold
+    logits = jax.jit(cross_fit.cross_fitted_logits, static_argnums=0)(
+        cross_fit.Weigher(NETWORK, EDM()), cross_fit.stack_folds(fitted), x, sigma, fold
     )
     for b in range(24):
         apply = functools.partial(NETWORK.apply, params[fold[b]])
@@ -341,16 +341,16 @@ from tdsm_jax.labels.corruption import symmetric
 from tdsm_jax.labels.weights import make_table
 from tdsm_jax.networks.classifier import Classifier
 from tdsm_jax.networks.unet import UNet
-from tdsm_jax.training import classifier, parallel, score
+from tdsm_jax.training import classifier, cross_fit, parallel, score
 from tdsm_jax.training.state import Optimisation, initial_state, stream_key
 
-unet = UNet(10, 8, (1, 1), 1, (), 0.1)
+unet = UNet(10, 8, (1, 1), 1, (), 0.1, augment_dim=9)
 small = Classifier(10, (8,), 16, 0.0)
 optimisation = Optimisation(32, 1e-3, 64, 500, 0.1, 0.0, 0.0)
 x = jnp.zeros((1, 8, 8, 1))
 one = jnp.zeros(1)
 fitted = [classifier.Fitted(small.init(jax.random.key(f), x, one), 1.0, np.eye(10), 0.0) for f in range(2)]
-given = score.Given(make_table(symmetric(10, 0.4), np.full(10, 0.1)), classifier.stack_folds(fitted))
+given = score.Given(make_table(symmetric(10, 0.4), np.full(10, 0.1)), cross_fit.stack_folds(fitted))
 rng = np.random.default_rng(0)
 batch = {
     "x0": rng.normal(size=(32, 8, 8, 1)).astype(np.float32),
@@ -358,8 +358,8 @@ batch = {
     "fold": rng.integers(0, 2, 32).astype(np.int32),
     "position": np.arange(32),
 }
-objective = score.Objective("threshold", 0.05, (0, False), 1.0, True, 0.2)  # a capacity that overflows
-step = score.make_step(unet, EDM(), objective, optimisation, small)
+objective = score.Objective("threshold", 0.05, (0, False), 1.0, True, 0.2, augment=0.3)  # a capacity that overflows
+step = score.make_step(unet, EDM(), objective, optimisation, cross_fit.Weigher(small, EDM()))
 ends = []
 for count in (1, 8):
     mesh = parallel.data_mesh(jax.devices()[:count])

@@ -29,11 +29,12 @@ from tdsm_jax.networks.layers import (
 class Style:
     """What tells the U-Nets apart.
 
-    `skip_scale` keeps the variance of a sum of two branches; `init_scale` of a branch's last and of its attention's
-    first convolution; `adaptive_scale` lets the embedding scale and shift the second norm instead of being added
-    before it; `residual_encoder` adds the downsampled image to every lower level; `label_late` adds the label
-    after the second mapping layer instead of before the first; `project_resampled` gives a resampled skip a 1x1
-    convolution even where the width stays; `attend_everywhere` goes beyond the decoder's last block of a level.
+    `skip_scale` keeps the variance of a sum of two branches; `last_scale` and `attention_scale` are the initial
+    scales of a branch's last convolution and of an attention's first one; `adaptive_scale` lets the embedding scale
+    and shift the second norm instead of being added before it; `residual_encoder` adds the downsampled image to
+    every lower level; `label_late` adds the label after the second mapping layer instead of before the first;
+    `project_resampled` gives a resampled skip a 1x1 convolution even where the width stays; `attend_everywhere`
+    goes beyond the decoder's last block of a level.
     """
 
     norm_eps: float = 1e-6

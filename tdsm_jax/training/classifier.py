@@ -1,4 +1,4 @@
-"""Fitting classifiers: h(x_t, sigma) on noisy labels, cross-fitted, and plain ones on clean images."""
+"""Fitting classifiers: h(x_t, sigma) on noisy labels, and plain ones on clean images."""
 
 import dataclasses
 import functools
@@ -40,7 +40,6 @@ Network = Classifier | ResNet | MnistCNN
 Augment = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]  # (keys [B], x0) -> (x0, augmentation label)
 
 TEMPERATURES = np.geomspace(0.5, 4.0, 43)
-GROUP_SLACK = 1.3  # room of a fold's group in a batch, over its expected share
 
 
 class Labelled(NamedTuple):
@@ -284,56 +283,3 @@ def read_fitted(path: str | os.PathLike) -> Fitted:
     arrays = files.read_arrays(path)
     S, temperature, nll = (arrays.pop(name) for name in ("S", "temperature", "held_out_nll"))
     return Fitted(unflatten_params(arrays)["network"], float(temperature), S, float(nll))
-
-
-class CrossFitted(NamedTuple):
-    """Classifiers of F folds, parameters stacked along a first axis, and their temperatures [F]."""
-
-    params: Params
-    temperature: jax.Array
-
-
-def assign_folds(num_examples: int, folds: int, seed: int) -> np.ndarray:
-    """Returns the fold int32 [N] of each example, sizes equal to within one: the classifier that never saw it."""
-    order = batch_indices(seed, 0, num_examples, num_examples)
-    fold = np.empty(num_examples, np.int32)
-    fold[order] = np.arange(num_examples) % folds
-    return fold
-
-
-def stack_folds(fitted: list[Fitted]) -> CrossFitted:
-    """Stacks the classifiers of all folds, in order."""
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[f.params for f in fitted])
-    return CrossFitted(params, jnp.asarray([f.temperature for f in fitted], jnp.float32))
-
-
-def cross_fitted_logits(
-    network: Network,
-    process: EDM,
-    classifiers: CrossFitted,
-    x_t: jax.Array,  # [B,H,W,C]
-    sigma: jax.Array,  # [B]
-    fold: jax.Array,  # int [B]
-) -> jax.Array:  # [B,K]
-    """Returns the logits / temperature of each example by the classifier of its fold, at the cost of about one.
-
-    The examples are grouped by fold in groups of static size; a batch with a fuller group, which is rare, is
-    sent through every classifier instead.
-    """
-    folds, B = len(classifiers.temperature), len(fold)
-    size = min(B, math.ceil(GROUP_SLACK * B / folds))
-    member = fold[:, None] == jnp.arange(folds)
-    rank = (jnp.cumsum(member, axis=0) - 1)[jnp.arange(B), fold]
-    index = jnp.zeros((folds, size), jnp.int32).at[fold, rank].set(jnp.arange(B), mode="drop")
-
-    def logits(f: int, rows: jax.Array) -> jax.Array:
-        apply = functools.partial(network.apply, jax.tree.map(lambda leaf: leaf[f], classifiers.params))
-        return classify(apply, process, x_t[rows], sigma[rows])[0] / classifiers.temperature[f]
-
-    def grouped() -> jax.Array:
-        return jnp.stack([logits(f, index[f]) for f in range(folds)])[fold, rank]
-
-    def every() -> jax.Array:
-        return jnp.stack([logits(f, jnp.arange(B)) for f in range(folds)])[fold, jnp.arange(B)]
-
-    return jax.lax.cond(rank.max() < size, grouped, every)

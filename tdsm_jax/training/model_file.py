@@ -68,26 +68,28 @@ def read(path: str | os.PathLike) -> Model:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: its description cannot be read ({error!r}); write the file again") from None
-    check_params(made.params, made.network, made.image_shape, str(path))
+    check_params(made.params, variable_shapes(made.network, made.image_shape), str(path))
     return made
 
 
-def check_params(params: Params, network: UNet, image_shape: tuple[int, int, int], source: str) -> None:
-    """Raises `UserError` where parameters are not, in name and shape, those of the network."""
-    given = traverse_util.flatten_dict(params, sep="/")
+def variable_shapes(network: UNet, image_shape: tuple[int, int, int]) -> Params:
+    """Returns the shapes of a network's variables, as `jax.eval_shape` gives them."""
     x, zero = jnp.zeros((1, *image_shape)), jnp.zeros(1)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), x, zero, zero.astype(jnp.int32))
-    expected = traverse_util.flatten_dict(shapes, sep="/")
-    for verb, names in (
-        ("lacks", expected.keys() - given.keys()),
-        ("has no place for", given.keys() - expected.keys()),
-    ):
+    return jax.eval_shape(network.init, jax.random.key(0), x, zero, zero.astype(jnp.int32))
+
+
+def check_params(params: Params, shapes: Params, source: str) -> None:
+    """Raises `UserError` where parameters from `source` are not, in name and shape, those a network has."""
+    given, expected = (traverse_util.flatten_dict(tree, sep="/") for tree in (params, shapes))
+    for verb, names in (("needs", expected.keys() - given.keys()), ("has no", given.keys() - expected.keys())):
         if names:
             shown = ", ".join(sorted(names)[:3])
-            raise UserError(f"{source} does not fit a {network.style} U-Net: it {verb} {shown} ({len(names)} in all)")
+            raise UserError(f"{source} does not fit the network, which {verb} {shown} ({len(names)} arrays in all)")
     for name, leaf in expected.items():
         if given[name].shape != leaf.shape:
-            raise UserError(f"{source}: {name} has shape {given[name].shape}, the network expects {leaf.shape}")
+            raise UserError(
+                f"{source} does not fit: {name} has shape {given[name].shape}, the network's is {leaf.shape}"
+            )
 
 
 def _network_fields() -> list[str]:

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tdsm_jax.data.augment import augment
 from tdsm_jax.diffusion import mixture
 from tdsm_jax.diffusion.objectives import add_noise, score_matching
-from tdsm_jax.diffusion.process import EDM, make_denoiser
-from tdsm_jax.labels.weights import WeightTable
-from tdsm_jax.networks.classifier import Classifier
+from tdsm_jax.diffusion.process import Process, make_denoiser
+from tdsm_jax.labels.weights import WEIGHTS, WeightTable
 from tdsm_jax.networks.unet import UNet
-from tdsm_jax.training.classifier import CrossFitted, cross_fitted_logits
+from tdsm_jax.training.cross_fit import CrossFitted, Weigher, cross_fitted_logits
 from tdsm_jax.training.parallel import AXIS
 from tdsm_jax.training.state import Optimisation, TrainState, example_keys, normal_like, update
 
@@ -24,8 +24,10 @@ from tdsm_jax.training.state import Optimisation, TrainState, example_keys, norm
 class Objective:
     """Which mixture is trained, and how.
 
-    `rule`, `tau` and `residual_slots` make the plan; `capacity` packs its frozen slots; `own_gradient` lets
-    only slot 0 learn (as published) instead of all; `label_dropout` is the share of null-label examples.
+    `rule`, `tau`, `residual_slots` and `weights` (of `labels.weights.WEIGHTS`) make the plan; `capacity` packs its
+    frozen slots; `own_gradient` lets only slot 0 learn (as published) instead of all. `label_dropout` is the share
+    of examples without a label: they train the null label, or class 0 (as published) if `dropped_to_class_0`.
+    `augment` is the probability of each augmentation, 0 for images as they are.
     """
 
     rule: str
@@ -34,6 +36,9 @@ class Objective:
     capacity: float | None
     own_gradient: bool
     label_dropout: float
+    weights: str = "bayes"
+    dropped_to_class_0: bool = False
+    augment: float = 0.0
 
 
 class Given(NamedTuple):
@@ -43,37 +48,57 @@ class Given(NamedTuple):
     classifiers: CrossFitted
 
 
+class Noised(NamedTuple):
+    """A batch as the networks see it: x0, x_t [B,H,W,C], sigma [B], augment_label [B,9] or None."""
+
+    x0: jax.Array
+    x_t: jax.Array
+    sigma: jax.Array
+    augment_label: jax.Array | None
+
+
 def make_step(
     network: UNet,
-    process: EDM,
+    process: Process,
     objective: Objective,
     optimisation: Optimisation,
-    classifier: Classifier,
+    weigher: Weigher,
 ) -> Callable[[TrainState, dict, jax.Array, Given], tuple[TrainState, dict]]:
     """Returns the per-device step(state, batch, key, given) -> (state, metrics), pure and not yet jitted.
 
     batch: x0 [B,H,W,C] in [-1,1], label int [B] (as given), fold int [B] (the classifier that never saw the
     example), position int [B] (in the global batch).
     """
-    K = network.num_classes
 
     def step(state: TrainState, batch: dict, key: jax.Array, given: Given | None) -> tuple[TrainState, dict]:
-        keys = jax.vmap(lambda k: jax.random.split(k, 4))(example_keys(key, state.step, batch["position"]))
-        x0, y_tilde = batch["x0"], batch["label"]
-        sigma = process.sigma(normal_like(keys[:, 0], y_tilde))
-        x_t = add_noise(x0, sigma, normal_like(keys[:, 1], x0))
+        keys = jax.vmap(lambda k: jax.random.split(k, 5))(example_keys(key, state.step, batch["position"]))
+        noised = make_noised(process, objective, batch["x0"], keys)
         dropped = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(keys[:, 2])
         dropout_keys = keys[:, 3] if network.dropout_rate else None
 
-        slots = draw_plan(classifier, process, objective, given, x_t, sigma, y_tilde, batch["fold"])
-        slots = mixture.drop_labels(slots, dropped, null=K)
+        if objective.dropped_to_class_0:
+            y_tilde = mixture.dropped_to_class_0(batch["label"], dropped)
+            slots = draw_plan(weigher, objective, given, noised, y_tilde, batch["fold"])
+        else:
+            slots = draw_plan(weigher, objective, given, noised, batch["label"], batch["fold"])
+            slots = mixture.drop_labels(slots, dropped, null=network.num_classes)
 
         def loss_fn(params: Any) -> tuple[jax.Array, mixture.Mixture]:
             still = jax.lax.stop_gradient(params)
             denoise = make_denoiser(process, functools.partial(network.apply, params, dropout_keys=dropout_keys))
             frozen = make_denoiser(process, functools.partial(network.apply, still))
             others = frozen if objective.own_gradient else None
-            loss, mixed = score_matching(process, denoise, others, x0, x_t, sigma, slots, objective.capacity)
+            loss, mixed = score_matching(
+                process,
+                denoise,
+                others,
+                noised.x0,
+                noised.x_t,
+                noised.sigma,
+                slots,
+                objective.capacity,
+                noised.augment_label,
+            )
             return loss.mean(), mixed
 
         (loss, mixed), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -84,13 +109,20 @@ def make_step(
     return step
 
 
+def make_noised(process: Process, objective: Objective, x0: jax.Array, keys: jax.Array) -> Noised:
+    """Augments if asked, draws a noise level and noises each example. Shapes: x0 [B,H,W,C], keys [B,>=5]."""
+    augment_label = None
+    if objective.augment:
+        x0, augment_label = augment(keys[:, 4], x0, objective.augment)
+    sigma = process.sigma(normal_like(keys[:, 0], x0[:, 0, 0, 0]))
+    return Noised(x0, add_noise(x0, sigma, normal_like(keys[:, 1], x0)), sigma, augment_label)
+
+
 def draw_plan(
-    classifier: Classifier,
-    process: EDM,
+    weigher: Weigher,
     objective: Objective,
     given: Given | None,
-    x_t: jax.Array,
-    sigma: jax.Array,
+    noised: Noised,
     y_tilde: jax.Array,
     fold: jax.Array,
 ) -> mixture.Plan:
@@ -100,13 +132,21 @@ def draw_plan(
         return mixture.plan(rule, y_tilde)
     if rule == "prior":
         return mixture.plan(rule, y_tilde, given.table)
-    logits = cross_fitted_logits(classifier, process, given.classifiers, x_t, sigma, fold)
-    return mixture.plan(rule, y_tilde, given.table, logits, tau=objective.tau, residual_slots=objective.residual_slots)
+    logits = cross_fitted_logits(weigher, given.classifiers, noised.x_t, noised.sigma, fold)
+    return mixture.plan(
+        rule,
+        y_tilde,
+        given.table,
+        logits,
+        tau=objective.tau,
+        residual_slots=objective.residual_slots,
+        weigh=WEIGHTS[objective.weights],
+    )
 
 
 def measure_capacity(
-    network: Classifier,
-    process: EDM,
+    weigher: Weigher,
+    process: Process,
     objective: Objective,
     given: Given,
     batches: Iterable[dict],
@@ -120,10 +160,9 @@ def measure_capacity(
 
     @jax.jit
     def occupied(batch: dict) -> jax.Array:
-        keys = jax.vmap(jax.random.split)(example_keys(key, jnp.int32(0), batch["position"]))
-        sigma = process.sigma(normal_like(keys[:, 0], batch["label"]))
-        x_t = add_noise(batch["x0"], sigma, normal_like(keys[:, 1], batch["x0"]))
-        slots = draw_plan(network, process, objective, given, x_t, sigma, batch["label"], batch["fold"])
-        return jnp.count_nonzero(slots.weights[:, 1:]) / len(sigma)
+        keys = jax.vmap(lambda k: jax.random.split(k, 5))(example_keys(key, jnp.int32(0), batch["position"]))
+        noised = make_noised(process, objective, batch["x0"], keys)
+        slots = draw_plan(weigher, objective, given, noised, batch["label"], batch["fold"])
+        return jnp.count_nonzero(slots.weights[:, 1:]) / len(batch["label"])
 
     return max(1, math.ceil(8 * max(float(occupied(batch)) for batch in batches))) / 8

@@ -1,0 +1,74 @@
+"""Model files: what is written is what is read; what is not a model file ends in one line that names it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tdsm_jax import files
+from tdsm_jax.diffusion.process import EDM, VE, VP
+from tdsm_jax.errors import UserError
+from tdsm_jax.networks.unet import UNet
+from tdsm_jax.training import model_file
+from tdsm_jax.training.model_file import Model
+
+
+def made(style="ncsnpp", process=None):
+    network = UNet(3, 8, (1, 1), 1, (4,), 0.1, style, augment_dim=9, dtype=jnp.dtype(jnp.bfloat16))
+    rng = np.random.default_rng(0)
+    shapes = model_file.variable_shapes(network, (8, 8, 1))
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    return Model(network, params, process or EDM(P_mean=-0.5), (8, 8, 1))
+
+
+@pytest.mark.parametrize("process", [EDM(sigma_max=50.0), VP(M=500), VE()])
+def test_a_model_survives_the_way_through_its_file(process, tmp_path):
+    model = made(process=process)
+    model_file.write(tmp_path / "ema.npz", model)
+    back = model_file.read(tmp_path / "ema.npz")
+    assert back._replace(params=None) == model._replace(params=None)
+    jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
+
+
+def rewrite(path, **changes):
+    """Writes the file again with changed arrays (None: without) or description entries."""
+    arrays = files.read_arrays(path)
+    description = json.loads(str(arrays["description"]))
+    for name, value in changes.items():
+        if name in description:
+            description[name] = value
+        else:
+            name = next(key for key in arrays if key.endswith(name))
+            arrays[name] = value
+    arrays["description"] = np.array(json.dumps(description))
+    files.write_arrays(path, {name: array for name, array in arrays.items() if array is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 99}, "newer than this program's"),
+        ({"process": {"kind": "odd"}}, "description cannot be read"),
+        ({"network": {"colour": 1}}, "description cannot be read"),
+        ({"image_shape": [8, 8, 3]}, "does not fit"),
+        ({"freqs": None}, "needs constants/map_noise/freqs"),
+        ({"freqs": np.zeros(3)}, "has shape (3,)"),
+    ],
+)
+def test_a_file_that_does_not_hold_together_is_refused(changes, said, tmp_path):
+    path = tmp_path / "ema.npz"
+    model_file.write(path, made())
+    rewrite(path, **changes)
+    with pytest.raises(UserError, match="ema.npz") as error:
+        model_file.read(path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_other_arrays_and_missing_files_are_refused(tmp_path):
+    files.write_arrays(tmp_path / "samples.npz", {"images": np.zeros(3)})
+    with pytest.raises(UserError, match="not a model file"):
+        model_file.read(tmp_path / "samples.npz")
+    with pytest.raises(UserError, match="no such file"):
+        model_file.read(tmp_path / "absent.npz")
