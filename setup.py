@@ -29,7 +29,8 @@ setup(
         "numpy>=2.1",  # label corruption, statistics
         "absl-py>=2.2",  # flags
         "scikit-learn>=1.6",  # ships the handwritten digits: the default data, no download
-        "pillow>=11",  # PNG grids
+        "pillow>=11",  # PNG images of archives and grids
+        "safetensors>=0.5",  # state dicts for PyTorch that nothing executes
         "tqdm>=4.66",  # progress bars with time left and images/s
     ],
     extras_require={

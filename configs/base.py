@@ -14,28 +14,43 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "seed": 0,  # label noise, networks, batches, samples: everything random derives from it
-            "methods": ("dsm", "tdsm", "clean"),  # dsm, tdsm, s_weighted: noisy labels; clean: the ceiling
+            "methods": ("dsm", "tdsm", "clean"),  # dsm, tdsm, s_weighted: noisy labels; clean: the ceiling; init
+            "init_from": "",  # a model file (ema.npz): score networks start from it; method init samples it as it is
             "data": {
-                "name": "digits",
+                "name": "digits",  # digits; archive: EDM's format, from `path`; synthetic: made-up images
+                "path": "",  # archive: folder or zip of the training images
+                "test_path": "",  # archive: the same of the test images; "": some are split off
+                "labels_path": "",  # archive: a dataset.json whose clean labels replace those of `path`
                 "test_fraction": 0.2,  # for sources without a split of their own
                 "split_seed": 0,
+                "image_size": 32,  # synthetic, and the next three
+                "channels": 3,
+                "num_classes": 10,
+                "num_images": 1000,
             },
             "label_noise": {
-                "kind": "sym",  # sym, pair, asym
+                "kind": "sym",  # sym, pair, asym; file: whatever matrix the labels of `path` realise
                 "rate": 0.4,
                 "table": "digits",  # which classes asym confuses: digits, mnist, cifar10, cifar100
+                "path": "",  # archive: a dataset.json of noisy labels, or data.path for its own; "": draw them
             },
             "transition": {
                 "estimator": "known",  # known: the matrix the labels were drawn from; volmin: learnt from them
+                "prior": "estimated",  # of the clean classes; uniform: as published. Only s_weighted depends on it
                 "condition_limit": 1e3,  # a worse conditioned S is refused as not identifiable
                 "volume_weight": 1e-4,  # volmin: weight of log det T
                 "rate": 10.0,  # volmin: learning rate of the transition head over the network's
+                "freeze_images": 0,  # volmin: where the transition head stops learning; 0: never
             },
             "classifier": {
-                "widths": (32, 64),
-                "hidden": 128,
+                "network": "stages",  # stages, cnn, resnet18, resnet34
+                "widths": (32, 64),  # of stages; the two of cnn; the first of a resnet, whose stages double it
+                "hidden": 128,  # stages: width of the last layer but one
                 "dropout": 0.0,
-                "folds": 3,  # each image is weighted by the classifier that never saw it
+                "init_from": "",  # a fitted classifier (classifier.npz) to use instead of fitting any
+                "folds": 3,  # each image is weighted by the classifier that never saw it; 1: one sees all
+                "temperature": 0.0,  # of h; 0: found by the held-out noisy likelihood
+                "augment": 0.0,  # probability of each augmentation; the network is not told
                 "steps": 600,
                 "batch_size": 128,
                 "learning_rate": 1e-3,
@@ -44,9 +59,12 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "ema_ramp": 0.1,
                 "weight_decay": 0.0,
                 "clip_norm": 0.0,  # 0: off
+                "decay_images": (),  # from these on, the learning rate is multiplied by
+                "decay_factors": (),  # these, not cumulatively
                 "evaluate_every": 50,  # how often held-out noisy labels look for the stopping step
             },
             "network": {
+                "style": "ddpmpp",  # ddpmpp, ncsnpp, adm
                 "channels": 32,
                 "multipliers": (1, 1),
                 "blocks": 1,
@@ -54,7 +72,8 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "dropout": 0.0,
                 "dtype": "float32",  # of the network's arithmetic; parameters stay float32
             },
-            "process": {
+            "process": {  # of the score network; classifiers see edm's. The numbers are edm's
+                "kind": "edm",  # edm, vp, ve
                 "P_mean": -1.2,
                 "P_std": 1.2,
                 "sigma_data": 0.5,
@@ -65,11 +84,14 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "rule": "floor",  # floor, threshold or all
                 "tau": 0.01,  # threshold: weights up to it are cut
                 "residual_slots": 2,  # floor: other classes evaluated by themselves, at most
+                "weights": "bayes",  # bayes; inverse: through the inverse of S, as published
+                "dropped_label": "null",  # what an example without label trains: null, or class0 (as published)
                 "packed": True,  # evaluate only the slots of non-zero weight
                 "own_gradient": True,  # gradient through the given label only, as published
             },
             "score": {
                 "label_dropout": 0.1,  # share of examples that train the null label
+                "augment": 0.0,  # probability of each augmentation, told to the network; 0.12 is EDM's
                 "steps": 1200,
                 "batch_size": 128,
                 "learning_rate": 1e-3,
@@ -78,13 +100,16 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "ema_ramp": 0.05,
                 "weight_decay": 0.0,
                 "clip_norm": 0.0,  # 0: off
+                "decay_images": (),  # from these on, the learning rate is multiplied by
+                "decay_factors": (),  # these, not cumulatively
             },
             "sampling": {
                 "per_class": 144,
                 "steps": 18,
                 "rho": 7.0,
                 "batch_size": 480,
-                "grid_columns": 8,
+                "grid_columns": 8,  # of the pictures
+                "grid_rows": 20,
             },
             "evaluation": {
                 "widths": (32, 64),
@@ -98,6 +123,8 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "ema_ramp": 0.1,
                 "weight_decay": 0.0,
                 "clip_norm": 0.0,  # 0: off
+                "decay_images": (),  # from these on, the learning rate is multiplied by
+                "decay_factors": (),  # these, not cumulatively
                 "nearest": 5,  # k of density and coverage
             },
             "logging": {"log_every": 50, "save_every": 200},  # steps

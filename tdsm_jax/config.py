@@ -10,16 +10,25 @@ import ml_collections
 import numpy as np
 
 from tdsm_jax.diffusion.mixture import RULES
+from tdsm_jax.diffusion.process import PROCESSES
 from tdsm_jax.errors import UserError, did_you_mean
+from tdsm_jax.labels.weights import WEIGHTS
+from tdsm_jax.networks.resnet import BLOCKS
+from tdsm_jax.networks.unet import STYLES
 
-METHODS = ("dsm", "tdsm", "s_weighted", "clean")
+METHODS = ("dsm", "tdsm", "s_weighted", "clean", "init")
 TDSM_RULES = tuple(rule for rule in RULES if rule not in ("own", "prior"))
 ESTIMATORS = ("known", "volmin")
 
 
 def base_config(config_file: str) -> ml_collections.ConfigDict:
     """Returns the defaults: `get_config()` of the base.py beside `config_file`."""
-    return load_module(pathlib.Path(config_file).with_name("base.py")).get_config()
+    return sibling(config_file, "base.py").get_config()
+
+
+def sibling(config_file: str, name: str) -> Any:
+    """Returns the module of the config file `name` beside `config_file`."""
+    return load_module(pathlib.Path(config_file).with_name(name))
 
 
 def load_module(path: pathlib.Path) -> Any:
@@ -86,6 +95,17 @@ def resolved(config: Any) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
+def as_published(config: ml_collections.ConfigDict) -> None:
+    """Sets every choice of TDSM's official implementation (Na et al. 2024) that differs from ours.
+
+    docs/official.md lists them with the reasons for ours.
+    """
+    config.mixture.update(rule="threshold", tau=0.01, weights="inverse", dropped_label="class0", own_gradient=True)
+    config.transition.prior = "uniform"
+    config.classifier.update(folds=1, temperature=1.0, augment=config.score.augment)
+    config.score.label_dropout = 0.0
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises `UserError` for the first key whose value cannot work."""
     for key, valid in _CHOICES.items():
@@ -102,6 +122,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 continue
             if isinstance(number, (int, float)) and not low <= number <= high:
                 raise UserError(f"config key {key}={value} must lie in [{low:g}, {high:g}]")
+    if config.label_noise.kind == "file" and not config.label_noise.path:
+        raise UserError("config key label_noise.kind=file needs label_noise.path, a dataset.json of noisy labels")
+    if "init" in config.methods and not config.init_from:
+        raise UserError("config key methods: init samples the model that config key init_from names; give both")
+    if config.classifier.init_from and config.classifier.folds != 1:
+        raise UserError("config key classifier.init_from is one classifier for all images: set classifier.folds=1")
     if config.network.multipliers == () or config.classifier.widths == () or config.evaluation.widths == ():
         raise UserError("config keys network.multipliers, classifier.widths, evaluation.widths need an entry")
     for key in ("network.multipliers", "classifier.widths", "evaluation.widths"):
@@ -111,6 +137,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         first = np.ravel(_at(config, key))[0]
         if first % 2:
             raise UserError(f"config key {key}: {first} must be even: half of it embeds the noise level as sines")
+    needed = {"stages": None, "cnn": 2}.get(config.classifier.network, 1)
+    if needed and len(config.classifier.widths) != needed:
+        raise UserError(
+            f"config key classifier.widths={config.classifier.widths}: {config.classifier.network} takes {needed}"
+        )
     if config.process.sigma_min >= config.process.sigma_max:
         raise UserError("config key process.sigma_min must be below process.sigma_max")
     if "tdsm" in config.methods and config.mixture.rule == "floor" and not config.score.label_dropout:
@@ -121,13 +152,19 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 _CHOICES = {
     "methods": METHODS,
-    "label_noise.kind": ("sym", "pair", "asym"),
+    "label_noise.kind": ("sym", "pair", "asym", "file"),
     "transition.estimator": ESTIMATORS,
+    "transition.prior": ("estimated", "uniform"),
+    "classifier.network": ("stages", "cnn", *BLOCKS),
     "mixture.rule": TDSM_RULES,
+    "mixture.weights": tuple(WEIGHTS),
+    "mixture.dropped_label": ("null", "class0"),
+    "network.style": tuple(STYLES),
+    "process.kind": tuple(PROCESSES),
     "network.dtype": ("float32", "bfloat16"),
 }
 _INFINITY = float("inf")
-_FRACTIONS = ("rate", "dropout", "label_dropout", "tau", "test_fraction", "ema_ramp")
+_FRACTIONS = ("rate", "dropout", "label_dropout", "tau", "test_fraction", "ema_ramp", "augment")
 _MAY_BE_ZERO = (
     "seed",
     "split_seed",
@@ -136,6 +173,8 @@ _MAY_BE_ZERO = (
     "weight_decay",
     "clip_norm",
     "volume_weight",
+    "temperature",
+    "freeze_images",
 )
 _ANY = ("P_mean",)
 
@@ -147,7 +186,7 @@ def _bounds(key: str) -> tuple[float, float]:
         return 0, _INFINITY
     if name in _FRACTIONS:
         return 0, 1
-    if key in ("classifier.folds", "sampling.per_class"):
+    if key == "sampling.per_class":
         return 2, _INFINITY
     if name in _ANY:
         return -_INFINITY, _INFINITY

@@ -6,6 +6,7 @@ One command does the whole job and may be interrupted: the same command goes on 
   python -m tdsm_jax.main --config=configs/digits.py:noise=asym,rate=0.3,seed=1 --workdir=runs/asym
   python -m tdsm_jax.main --config=configs/digits.py --workdir=runs/digits --dry_run
   python -m tdsm_jax.main --config=configs/digits.py:smoke --workdir=runs/smoke   (about a minute)
+  python -m tdsm_jax.main --stages=sample --config.init_from=MODEL/ema.npz --workdir=runs/samples
 
 Any key of configs/base.py can be set: --config.score.steps=2000. Results stand in WORKDIR/report.html and
 WORKDIR/metrics.json.
@@ -48,9 +49,10 @@ def main(argv: list[str]) -> None:
     from tdsm_jax.run import Run
 
     run = Run(config, workdir)
-    run.check()
     planned = pipeline.plan(plan.units(run), config, workdir)
     todo = pipeline.select(planned, tuple(_STAGES.value))
+    if any(p.unit.name != "sample/init" for p in todo):  # which needs no data
+        run.check()
     if _DRY_RUN.value:
         print(json.dumps(configuration.resolved(config), indent=2))
         print(pipeline.describe(planned, todo))
@@ -60,11 +62,13 @@ def main(argv: list[str]) -> None:
         pipeline.check_unchanged(todo, workdir)
     files.sweep_partials(workdir)
     pipeline.execute(todo, workdir)
-    logging.info("%s and %s", workdir / "report.html", workdir / "metrics.json")
+    made = [workdir / path for p in todo for path in p.unit.makes if (workdir / path).is_file()]
+    logging.info("made %s", ", ".join(str(path) for path in made[-2:]) or "nothing: everything is there already")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; what is wrong with it ends in a `UserError`."""
+    argv = complete(argv)
     given = [argument.lstrip("-").partition("=") for argument in argv[1:] if argument.startswith("-")]
     specification = next((value for name, _, value in given if name == "config"), "")
     if "--config" in argv[:-1]:  # the value as an argument of its own
@@ -76,6 +80,18 @@ def parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(str(error).partition("\n")[0]) from None
+
+
+def complete(argv: list[str]) -> list[str]:
+    """Adds the config that sampling a given model needs, where --config.init_from comes without one."""
+    names = {argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("-")}
+    if "config" in names or "config.init_from" not in names:
+        return argv
+    base = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
+    if not base.is_file():
+        raise UserError("--config.init_from needs a --config too where the folder configs/ is not installed")
+    default = [] if "workdir" in names else ["--workdir=runs/init"]
+    return [argv[0], f"--config={base}", "--config.methods=('init',)", *default, *argv[1:]]
 
 
 def entry_point() -> None:

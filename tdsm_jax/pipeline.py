@@ -27,7 +27,8 @@ class Unit:
     """One step of a run: "stage" or "stage/method".
 
     `reads` are the config keys and sections that change its result, `needs` the units it builds on, `makes`
-    the files and folders under the workdir that it writes, `run` the work.
+    the files and folders under the workdir that it writes, `run` the work, `inputs` the files from elsewhere whose
+    content it depends on.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Unit:
     needs: tuple[str, ...]
     makes: tuple[str, ...]
     run: Callable[[], None]
+    inputs: tuple[str, ...] = ()
 
     @property
     def stage(self) -> str:
@@ -65,6 +67,7 @@ def plan(units: list[Unit], config: Any, workdir: pathlib.Path) -> list[Planned]
             key: value for key, value in flat.items() if any(key == r or key.startswith(f"{r}.") for r in unit.reads)
         }
         values |= {f"unit {name}": hashes[name] for name in unit.needs}
+        values |= {f"file {path}": files.file_digest(path) for path in unit.inputs}
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         hashes[unit.name] = files.digest(values)
         manifest = read_manifest(workdir, unit.name)

@@ -1,9 +1,11 @@
 """Which units a config asks for: what each reads, needs and makes."""
 
 import functools
+import pathlib
 from collections.abc import Callable
 
 from tdsm_jax import results, stages
+from tdsm_jax.errors import UserError
 from tdsm_jax.pipeline import Unit
 from tdsm_jax.run import Run
 
@@ -17,33 +19,43 @@ def units(run: Run) -> list[Unit]:
 
 
 def _label_units(run: Run) -> list[Unit]:
-    limit = ("transition.condition_limit",)
+    reads = ("transition.condition_limit", "transition.prior")
+    fits = ("process.P_mean", "process.P_std", "process.sigma_data", "classifier", "transition.estimator")
+    learns = ("transition.volume_weight", "transition.rate", "transition.freeze_images")
     table = ("weight_table.npz", "transition.json")
+    folds = (f"classifier/fold{f}.npz" for f in range(run.config.classifier.folds))
+    given = _given(run.config.classifier.init_from)
     return [
         _unit(run, "labels", stages.make_labels, ("seed", "data", "label_noise"), (), ("labels.json", "labels.png")),
         _unit(
-            run,
-            "classifier",
-            stages.fit_classifier,
-            ("process", "classifier", "transition.estimator", "transition.volume_weight", "transition.rate"),
-            ("labels",),
-            ("classifier", *(f"classifier/fold{f}.npz" for f in range(run.config.classifier.folds))),
+            run, "classifier", stages.fit_classifier, fits + learns, ("labels",), ("classifier", *folds), inputs=given
         ),
-        _unit(run, "transition", stages.make_weight_table, limit, ("classifier",), table),
+        _unit(run, "transition", stages.make_weight_table, reads, ("classifier",), table),
     ]
 
 
 def _model_units(run: Run, method: str) -> list[Unit]:
+    trained, sampled = f"score/{method}", f"sample/{method}"
+    pictures = (f"samples/{method}.npz", f"samples/{method}.png")
+    initial = _given(run.config.init_from)
+    if method == "init":
+        return [_unit(run, sampled, stages.sample, ("seed", "sampling"), (), pictures, method, inputs=initial)]
     reads = ("seed", "data", "network", "process", "score")
     needs = () if method == "clean" else ("labels",)
     if method in _WEIGHTED:
         reads, needs = (*reads, "mixture"), (*needs, "transition")
-    trained, sampled = f"score/{method}", f"sample/{method}"
-    pictures = (f"samples/{method}.npz", f"samples/{method}.png")
+    makes = (trained, f"{trained}/ema.npz")
     return [
-        _unit(run, trained, stages.train_score, reads, needs, (trained, f"{trained}/ema.npz"), method),
+        _unit(run, trained, stages.train_score, reads, needs, makes, method, inputs=initial),
         _unit(run, sampled, stages.sample, ("sampling",), (trained,), pictures, method),
     ]
+
+
+def _given(path: str) -> tuple[str, ...]:
+    """The file that a config key names, if any; `UserError` where there is none of that name."""
+    if path and not pathlib.Path(path).is_file():
+        raise UserError(f"{path}: no such file (a config key init_from names it)")
+    return (path,) if path else ()
 
 
 def _result_units(run: Run) -> list[Unit]:
@@ -68,5 +80,6 @@ def _unit(
     needs: tuple[str, ...],
     makes: tuple[str, ...],
     *method: str,
+    inputs: tuple[str, ...] = (),
 ) -> Unit:
-    return Unit(name, reads, needs, makes, functools.partial(work, run, *method))
+    return Unit(name, reads, needs, makes, functools.partial(work, run, *method), inputs)

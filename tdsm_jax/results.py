@@ -124,10 +124,10 @@ def write_report(run: Run) -> None:
     """everything above -> metrics.json, report.html"""
     metrics = collect_metrics(run)
     table = files.read_json(run.workdir / "transition.json")
-    images = {"real": grid(run, run.train_set.images, run.train_set.labels)}
-    images |= {m: grid(run, *run.samples(m)) for m in run.config.methods}
+    images = {"real": grid(run, run.train_set.images, run.train_set.labels, run.num_classes)}
+    images |= {m: grid(run, *run.samples(m), run.num_classes) for m in run.config.methods}
     folds = [f"classifier/fold{f}" for f in range(run.config.classifier.folds)]
-    trained = [*folds, *(f"score/{m}" for m in run.config.methods)]
+    trained = [*folds, *(f"score/{m}" for m in run.config.methods if m != "init")]
     files.write_json(run.workdir / "metrics.json", metrics)
     noise = run.label_file
     kind = report_words.NOISE[noise.kind]

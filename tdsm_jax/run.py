@@ -12,18 +12,23 @@ import numpy as np
 
 from tdsm_jax import files
 from tdsm_jax.data import label_files, sources
+from tdsm_jax.data.augment import LABEL_SIZE
 from tdsm_jax.data.batches import batch_indices
 from tdsm_jax.data.sources import Dataset, to_float
 from tdsm_jax.diffusion.mixture import floor_slots
-from tdsm_jax.diffusion.process import EDM
+from tdsm_jax.diffusion.process import EDM, PROCESSES, Process
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels import corruption, transition
 from tdsm_jax.labels.weights import WeightTable, make_table
 from tdsm_jax.networks.classifier import Classifier
+from tdsm_jax.networks.mnist_cnn import MnistCNN
+from tdsm_jax.networks.resnet import BLOCKS, ResNet
 from tdsm_jax.networks.unet import UNet
 from tdsm_jax.training import classifier as classifiers
-from tdsm_jax.training import loop, parallel, score
-from tdsm_jax.training.classifier import CrossFitted, Fitted, Labelled
+from tdsm_jax.training import loop, model_file, parallel, score
+from tdsm_jax.training.classifier import Fitted, Labelled
+from tdsm_jax.training.cross_fit import CrossFitted, Weigher, assign_folds, stack_folds
+from tdsm_jax.training.model_file import Model
 from tdsm_jax.training.state import Optimisation, TrainState, initial_state, stream_key
 
 PROBE_BATCHES = 16  # batches whose weights choose the packed capacity
@@ -44,16 +49,18 @@ class Run:
 
     def __init__(self, config: Any, workdir: pathlib.Path):
         self.config, self.workdir = config, workdir
-        self.process = EDM(**config.process)
 
     def check(self) -> None:
         """Raises `UserError` for what can be known to fail before anything is built."""
+        if self.config.init_from:
+            self.check_initial()
         for section in ("classifier", "score", "sampling", "evaluation"):
             parallel.check_divisible(f"{section}.batch_size", self.config[section].batch_size)
         height, width = self.train_set.images.shape[1:3]
+        c = self.config.classifier
         for name, levels in (
             ("network.multipliers", len(self.config.network.multipliers) - 1),
-            ("classifier.widths", len(self.config.classifier.widths)),
+            ("classifier.widths", 0 if c.network in BLOCKS else len(c.widths)),
             ("evaluation.widths", len(self.config.evaluation.widths)),
         ):
             if height % 2**levels or width % 2**levels:
@@ -69,14 +76,45 @@ class Run:
         # An estimator could not mend what the labels do not hold: the matrix they are drawn from decides.
         transition.check_invertible(self.known_S, self.config.transition.condition_limit)
 
+    def check_initial(self) -> None:
+        """Raises `UserError` where the model that training starts from is not one for this config and its data."""
+        path, model = self.config.init_from, self.initial
+        images, K = self.train_set.images.shape[1:], self.num_classes
+        if model.image_shape != images or model.network.num_classes != K:
+            raise UserError(
+                f"{path} makes images {model.image_shape} of {model.network.num_classes} classes; "
+                f"{self.config.data.name} has {images} of {K}"
+            )
+        if type(model.process) is not type(self.process):
+            raise UserError(f"{path} was trained with {type(model.process).__name__}: set --config.process.kind to it")
+        if self.config.score.augment and not model.network.augment_dim:
+            raise UserError(f"{path} takes no augmentation label: set --config.score.augment=0")
+        shapes = model_file.variable_shapes(self.network, images)
+        model_file.check_params(model.params, shapes, f"{path}, given the keys config.network,")
+
+    @functools.cached_property
+    def process(self) -> Process:
+        """The score network's process."""
+        kind = self.config.process.kind
+        return self.classifier_process if kind == "edm" else PROCESSES[kind]()
+
+    @property
+    def classifier_process(self) -> EDM:
+        """What classifiers see, whatever the score network's process is."""
+        return EDM(**{field.name: self.config.process[field.name] for field in dataclasses.fields(EDM)})
+
+    @functools.cached_property
+    def initial(self) -> Model:
+        """The model that score networks start from; only where config.init_from names one."""
+        return model_file.read(self.config.init_from)
+
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         return parallel.data_mesh()
 
     @functools.cached_property
     def _splits(self) -> tuple[Dataset, Dataset]:
-        data = self.config.data
-        return sources.load(data.name, test_fraction=data.test_fraction, split_seed=data.split_seed)
+        return sources.load(sources.DataSpec(**self.config.data))
 
     @property
     def train_set(self) -> Dataset:
@@ -92,8 +130,16 @@ class Run:
 
     @functools.cached_property
     def known_S(self) -> np.ndarray:
+        """The matrix that the noisy labels are drawn from, or the one that those of a file realise."""
         noise = self.config.label_noise
+        if noise.kind == "file":
+            return label_files.import_labels(self.train_set, self.read_labels()).S
         return corruption.transition_matrix(noise.kind, self.num_classes, noise.rate, noise.table)
+
+    def read_labels(self) -> np.ndarray:
+        """Returns the noisy labels [N] that config.label_noise.path holds."""
+        data, path = self.config.data, self.config.label_noise.path
+        return sources.archive_labels(sources.DataSpec(**data), "" if path == data.path else path)
 
     @functools.cached_property
     def label_file(self) -> label_files.LabelFile:
@@ -103,14 +149,24 @@ class Run:
     def y_tilde(self) -> np.ndarray:
         return label_files.attach(self.label_file, self.train_set)
 
+    def given(self, chosen: np.ndarray) -> Labelled:
+        """Returns the training images where `chosen` bool [N] is set, with the labels they were given."""
+        return Labelled(self.train_set.images[chosen], self.y_tilde[chosen])
+
     @property
-    def classifier(self) -> Classifier:
-        c = self.config.classifier
-        return Classifier(self.num_classes, c.widths, c.hidden, c.dropout)
+    def classifier(self) -> classifiers.Network:
+        c, K = self.config.classifier, self.num_classes
+        if c.network in BLOCKS:
+            return ResNet(K, BLOCKS[c.network], c.widths[0])
+        return MnistCNN(K, c.widths) if c.network == "cnn" else Classifier(K, c.widths, c.hidden, c.dropout)
+
+    @property
+    def weigher(self) -> Weigher:
+        return Weigher(self.classifier, self.classifier_process)
 
     @functools.cached_property
     def fold(self) -> np.ndarray:
-        return classifiers.assign_folds(len(self.train_set.labels), self.config.classifier.folds, self.config.seed)
+        return assign_folds(len(self.train_set.labels), self.config.classifier.folds, self.config.seed)
 
     @functools.cached_property
     def fitted(self) -> list[Fitted]:
@@ -119,7 +175,7 @@ class Run:
 
     @functools.cached_property
     def cross_fitted(self) -> CrossFitted:
-        return classifiers.stack_folds(self.fitted)
+        return stack_folds(self.fitted)
 
     @functools.cached_property
     def table(self) -> WeightTable:
@@ -129,6 +185,9 @@ class Run:
     @property
     def network(self) -> UNet:
         n = self.config.network
+        augment_dim = LABEL_SIZE if self.config.score.augment else 0
+        if self.config.init_from:
+            augment_dim = self.initial.network.augment_dim
         return UNet(
             self.num_classes,
             n.channels,
@@ -136,19 +195,36 @@ class Run:
             n.blocks,
             n.attention_resolutions,
             n.dropout,
+            n.style,
+            augment_dim,
             jnp.dtype(n.dtype),
         )
 
     def initial_params(self) -> Any:
-        x = jnp.zeros((1, *self.train_set.images.shape[1:]))
-        return self.network.init(stream_key(self.config.seed, "network"), x, jnp.zeros(1), jnp.zeros(1, jnp.int32))
+        if self.config.init_from:
+            return self.initial.params
+        x, zero = jnp.zeros((1, *self.train_set.images.shape[1:])), jnp.zeros(1)
+        return self.network.init(stream_key(self.config.seed, "network"), x, zero, zero.astype(jnp.int32))
+
+    def model(self, method: str) -> Model:
+        """Returns the model that a method trained, or that `init` samples as it is."""
+        return self.initial if method == "init" else model_file.read(self.workdir / "score" / method / "ema.npz")
 
     def objective(self, method: str) -> score.Objective:
         """Returns what `method` trains: plans that differ, everything else the same."""
-        m = self.config.mixture
+        m, config = self.config.mixture, self.config.score
         rule = {"tdsm": m.rule, "s_weighted": "prior"}.get(method, "own")
-        slots = floor_slots(np.asarray(self.table.S), m.residual_slots) if rule == "floor" else (0, False)
-        return score.Objective(rule, m.tau, slots, None, m.own_gradient, self.config.score.label_dropout)
+        return score.Objective(
+            rule=rule,
+            tau=m.tau,
+            residual_slots=floor_slots(np.asarray(self.table.S), m.residual_slots) if rule == "floor" else (0, False),
+            capacity=None,
+            own_gradient=m.own_gradient,
+            label_dropout=config.label_dropout,
+            weights=m.weights,
+            dropped_to_class_0=m.dropped_label == "class0" and rule != "own",
+            augment=config.augment,
+        )
 
     def score_step(self, method: str) -> ScoreStep:
         """Returns the data-parallel training step of `method` and what it starts from.
@@ -156,7 +232,7 @@ class Run:
         Networks, batches and noise are the same for every method: they differ by the objective alone.
         """
         config, seed = self.config.score, self.config.seed
-        images = to_float(self.train_set.images)
+        images = self.train_set.images
         labels = self.train_set.labels if method == "clean" else self.y_tilde
         objective = self.objective(method)
         given = None if objective.rule == "own" else score.Given(self.table, self.cross_fitted)
@@ -165,7 +241,7 @@ class Run:
             index = batch_indices(seed, step, config.batch_size, len(images))
             position = np.arange(config.batch_size)
             return {
-                "x0": images[index],
+                "x0": to_float(images[index]),
                 "label": labels[index],
                 "fold": self.fold[index],
                 "position": position,
@@ -173,10 +249,10 @@ class Run:
 
         if given and self.config.mixture.packed and objective.own_gradient:
             probes, probe_key = map(batches, range(PROBE_BATCHES)), stream_key(seed, "capacity")
-            capacity = score.measure_capacity(self.classifier, self.process, objective, given, probes, probe_key)
+            capacity = score.measure_capacity(self.weigher, self.process, objective, given, probes, probe_key)
             objective = dataclasses.replace(objective, capacity=capacity)
         optimise = optimisation(config)
-        step = score.make_step(self.network, self.process, objective, optimise, self.classifier)
+        step = score.make_step(self.network, self.process, objective, optimise, self.weigher)
         return ScoreStep(
             parallel.data_parallel(step, self.mesh, given),
             parallel.replicate(initial_state(self.initial_params(), optimise), self.mesh),

@@ -9,19 +9,23 @@ import numpy as np
 
 from tdsm_jax import files
 from tdsm_jax.data import label_files, sources
+from tdsm_jax.data.augment import augment
 from tdsm_jax.data.sources import to_float
 from tdsm_jax.diffusion import sampling
 from tdsm_jax.diffusion.process import make_denoiser
+from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import grids
 from tdsm_jax.labels import transition
 from tdsm_jax.labels.losses import forward_corrected
 from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table, posterior
 from tdsm_jax.run import Run, optimisation
 from tdsm_jax.training import classifier as classifiers
-from tdsm_jax.training import loop, parallel
-from tdsm_jax.training.classifier import FitSettings, Labelled
+from tdsm_jax.training import loop, model_file, parallel
+from tdsm_jax.training.classifier import FitSettings, Fitted
+from tdsm_jax.training.cross_fit import cross_fitted_logits
 from tdsm_jax.training.logs import Progress
-from tdsm_jax.training.state import flatten_params, stream_key, unflatten_params
+from tdsm_jax.training.model_file import Model
+from tdsm_jax.training.state import stream_key
 
 QUALITY_SIGMAS = np.geomspace(0.02, 5.0, 9)  # where the classifiers' quality is measured
 
@@ -29,9 +33,12 @@ QUALITY_SIGMAS = np.geomspace(0.02, 5.0, 9)  # where the classifiers' quality is
 def make_labels(run: Run) -> None:
     """clean labels -> labels.json, labels.png (training images, rows = the labels they were given)"""
     noise = run.config.label_noise
-    made = label_files.make(run.train_set, noise.kind, noise.rate, run.config.seed, run.known_S)
+    if noise.path:
+        made = label_files.import_labels(run.train_set, run.read_labels(), run.known_S)
+    else:
+        made = label_files.make(run.train_set, noise.kind, noise.rate, run.config.seed, run.known_S)
     label_files.write(run.workdir / "labels.json", made)
-    write_grid(run, "labels.png", run.train_set.images, made.y_tilde)
+    write_grid(run, "labels.png", run.train_set.images, made.y_tilde, run.num_classes)
 
 
 def fit_classifier(run: Run) -> None:
@@ -40,46 +47,66 @@ def fit_classifier(run: Run) -> None:
     settings = FitSettings(
         network=run.classifier,
         optimisation=optimisation(c),
-        schedule=run.schedule(c.steps, evaluate_every=c.evaluate_every),
-        process=run.process,
+        schedule=run.schedule(c.steps, evaluate_every=c.evaluate_every if c.folds > 1 else 0),
+        process=run.classifier_process,
         volume_weight=t.volume_weight,
         transition_rate=t.rate,
+        augment=functools.partial(augment, probability=c.augment) if c.augment else None,
+        freeze_transition_images=t.freeze_images,
     )
-    fitted = []
     for f in range(c.folds):
-        inside, name = run.fold != f, f"fold{f}"
-        fitted.append(
-            classifiers.fit(
-                Labelled(run.train_set.images[inside], run.y_tilde[inside]),
+        name = f"fold{f}"
+        if c.init_from:
+            fitted = given_classifier(run)
+        else:
+            held_out = run.fold == f if c.folds > 1 else np.zeros(len(run.fold), bool)
+            fitted = classifiers.fit(
+                run.given(~held_out),
                 stream_key(run.config.seed, f"classifier/{name}"),
                 label=f"classifier/{name}",
                 settings=settings,
                 S=run.known_S if t.estimator == "known" else None,
                 mesh=run.mesh,
                 seed=run.config.seed,
-                held_out=Labelled(run.train_set.images[~inside], run.y_tilde[~inside]),
+                held_out=run.given(held_out) if held_out.any() else None,
                 directory=run.workdir / "classifier" / name,
             )
-        )
-        classifiers.write_fitted(run.workdir / "classifier" / f"{name}.npz", fitted[-1])
+        if c.temperature:
+            fitted = fitted._replace(temperature=c.temperature)
+        classifiers.write_fitted(run.workdir / "classifier" / f"{name}.npz", fitted)
+
+
+def given_classifier(run: Run) -> Fitted:
+    """Returns the fitted classifier that the config names, with the known S unless it brings its own."""
+    path, network = run.config.classifier.init_from, run.classifier
+    fitted = classifiers.read_fitted(path)
+    x = jnp.zeros((1, *run.train_set.images.shape[1:]))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(1))
+    model_file.check_params(fitted.params, shapes, f"{path}, given the keys config.classifier,")
+    if run.config.transition.estimator == "known":
+        return fitted._replace(S=run.known_S)
+    if fitted.S.shape != run.known_S.shape:
+        raise UserError(f"{path} has no transition head of {run.num_classes} classes; use transition.estimator=known")
+    return fitted
 
 
 def make_weight_table(run: Run) -> None:
     """classifiers + y_tilde -> weight_table.npz, transition.json (S, its errors, the classifiers' quality)"""
+    config = run.config.transition
     S = np.mean([fitted.S for fitted in run.fitted], axis=0)
-    transition.check_invertible(S, run.config.transition.condition_limit)
-    prior = clean_prior(S, run.y_tilde)
+    transition.check_invertible(S, config.condition_limit)
+    prior = clean_prior(S, run.y_tilde) if config.prior == "estimated" else np.full(len(S), 1 / len(S))
     quality = classifier_quality(run, make_table(S, prior))
     files.write_json(
         run.workdir / "transition.json",
         {
-            "estimator": run.config.transition.estimator,
+            "estimator": config.estimator,
             "S": S.tolist(),
             "condition_number": transition.condition_number(S),
             "relative_l1": transition.relative_l1(S, run.known_S),
             "classifier": quality,
             "temperature": [fitted.temperature for fitted in run.fitted],
-            "held_out_nll": [fitted.held_out_nll for fitted in run.fitted],
+            "held_out_nll": [None if np.isnan(f.held_out_nll) else f.held_out_nll for f in run.fitted],
         },
     )
     files.write_arrays(run.workdir / "weight_table.npz", {"S": S, "prior": prior})
@@ -89,13 +116,13 @@ def classifier_quality(run: Run, table: WeightTable) -> dict[str, Any]:
     """Returns the out-of-fold quality at each of `QUALITY_SIGMAS`; clean labels are read to report, not to train."""
     y, y_tilde = run.train_set.labels, run.y_tilde
     x0, fold = jnp.asarray(to_float(run.train_set.images)), jnp.asarray(run.fold)
-    key, network, cross_fitted = stream_key(run.config.seed, "classifier_quality"), run.classifier, run.cross_fitted
+    key, weigher, cross_fitted = stream_key(run.config.seed, "classifier_quality"), run.weigher, run.cross_fitted
 
     @jax.jit
     def measure(sigma: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         x_t = x0 + sigma * jax.random.normal(key, x0.shape)
         sigmas = jnp.full(len(x0), sigma)
-        logits = classifiers.cross_fitted_logits(network, run.process, cross_fitted, x_t, sigmas, fold)
+        logits = cross_fitted_logits(weigher, cross_fitted, x_t, sigmas, fold)
         own = posterior(table, logits, y_tilde)[jnp.arange(len(x0)), y_tilde]
         return logits.argmax(axis=1), own, forward_corrected(logits, y_tilde, table.log_S)
 
@@ -123,22 +150,23 @@ def train_score(run: Run, method: str) -> None:
         mesh=run.mesh,
         directory=run.workdir / "score" / method,
     )
-    files.write_arrays(run.workdir / "score" / method / "ema.npz", flatten_params(state.ema_params))
+    model = Model(run.network, state.ema_params, run.process, run.train_set.images.shape[1:])
+    model_file.write(run.workdir / "score" / method / "ema.npz", model)
 
 
 def sample(run: Run, method: str) -> None:
     """EMA parameters -> samples/<method>.npz (images, labels) and .png (rows = classes)"""
-    config, K = run.config.sampling, run.num_classes
-    params = unflatten_params(files.read_arrays(run.workdir / "score" / method / "ema.npz"))
-    sigmas = sampling.edm_sigmas(config.steps, run.process.sigma_min, run.process.sigma_max, config.rho)
+    config, model = run.config.sampling, run.model(method)
+    K = max(model.network.num_classes, 1)  # a network without labels makes one row
+    sigmas = sampling.edm_sigmas(config.steps, model.process.sigma_min, model.process.sigma_max, config.rho)
     denoise = jax.jit(
-        lambda params, x, sigma, label: make_denoiser(run.process, functools.partial(run.network.apply, params))(
+        lambda params, x, sigma, label: make_denoiser(model.process, functools.partial(model.network.apply, params))(
             x, sigma, label
         )
     )
-    params = parallel.replicate(params, run.mesh)
-    key, shape = stream_key(run.config.seed, "sample"), run.train_set.images.shape[1:]
-    latents_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape)))
+    params = parallel.replicate(model.params, run.mesh)
+    key = stream_key(run.config.seed, "sample")
+    latents_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), model.image_shape)))
     labels = np.arange(config.per_class * K, dtype=np.int32) % K  # sample i depends on i alone
     images = []
     with Progress(f"sample/{method}", -(-len(labels) // config.batch_size), config.batch_size) as progress:
@@ -151,17 +179,18 @@ def sample(run: Run, method: str) -> None:
             progress.update()
     images = np.concatenate(images)[: len(labels)]
     files.write_arrays(run.workdir / "samples" / f"{method}.npz", {"images": images, "labels": labels})
-    write_grid(run, f"samples/{method}.png", images, labels)
+    write_grid(run, f"samples/{method}.png", images, labels, K)
 
 
-def write_grid(run: Run, name: str, images: np.ndarray, labels: np.ndarray) -> None:
+def write_grid(run: Run, name: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
     """Writes the first images of each class as a PNG, one row a class."""
     with files.atomic_write(run.workdir / name) as file:
-        file.write(grids.image_grid_png(grid(run, images, labels), scale=4))
+        file.write(grids.image_grid_png(grid(run, images, labels, num_classes), scale=4))
 
 
-def grid(run: Run, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the first images of each class, uint8 [K,columns,H,W,C]."""
-    rows = [images[labels == y][: run.config.sampling.grid_columns] for y in range(run.num_classes)]
+def grid(run: Run, images: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns the first images of each class, uint8 [K,columns,H,W,C]; of many classes the first rows alone."""
+    shown = min(num_classes, run.config.sampling.grid_rows)
+    rows = [images[labels == y][: run.config.sampling.grid_columns] for y in range(shown)]
     columns = max(len(row) for row in rows)  # a class that nobody was given as a label leaves its row black
     return np.stack([np.pad(row, [(0, columns - len(row)), (0, 0), (0, 0), (0, 0)]) for row in rows])

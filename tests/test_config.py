@@ -16,18 +16,45 @@ def digits(arguments=""):
 
 
 def test_arguments_set_what_they_say():
-    config = digits("noise=pair,rate=0.2,methods=dsm+tdsm,transition=volmin,rule=floor,seed=7")
+    config = digits("noise=pair,rate=0.2,methods=dsm+tdsm,transition=volmin,objective=threshold,seed=7")
     assert (config.label_noise.kind, config.label_noise.rate) == ("pair", 0.2)
     assert config.methods == ("dsm", "tdsm")
-    assert (config.transition.estimator, config.mixture.rule) == ("volmin", "floor")
+    assert (config.transition.estimator, config.mixture.rule) == ("volmin", "threshold")
     assert config.seed == config.data.split_seed == 7
     configuration.validate(config)
 
 
-@pytest.mark.parametrize("arguments", ["", "smoke", "noise=asym,rate=0.3"])
-def test_digits_has_the_keys_of_base(arguments):
+CONFIG_FILES = ("digits", "cifar10", "cifar100", "mnist")
+
+
+@pytest.mark.parametrize("arguments", ["", "smoke", "noise=asym,rate=0.3", "objective=published", "transition=volmin"])
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_every_config_is_valid_and_has_the_keys_of_base(name, arguments):
     base = configuration.load_module(CONFIGS / "base.py").get_config()
-    assert configuration.flatten(digits(arguments)).keys() == configuration.flatten(base).keys()
+    config = configuration.load_module(CONFIGS / f"{name}.py").get_config(arguments)
+    assert configuration.flatten(config).keys() == configuration.flatten(base).keys()
+    configuration.validate(config)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist"])
+def test_the_published_recipe(name):
+    config = configuration.load_module(CONFIGS / f"{name}.py").get_config("objective=published,transition=volmin")
+    score, classifier = config.score, config.classifier
+    assert score.batch_size == 512 and score.steps * 512 == pytest.approx(200e6, rel=1e-5)
+    assert (score.learning_rate, score.ramp_images, score.ema_half_life, score.ema_ramp) == (1e-3, 10**7, 500_000, 0.05)
+    assert (config.network.dropout, score.augment, score.label_dropout) == (0.13, 0.12, 0)
+    assert config.network.channels == (32 if name == "mnist" else 128) and config.network.multipliers == (2, 2, 2)
+    assert (classifier.batch_size, classifier.folds, classifier.temperature) == (1024, 1, 1)
+    assert classifier.network == {"cifar10": "resnet18", "cifar100": "resnet34", "mnist": "cnn"}[name]
+    assert classifier.decay_images == (1_500_000, 3_000_000, 7_500_000) and classifier.augment == 0.12
+    mixture = config.mixture
+    assert (mixture.rule, mixture.tau, mixture.weights, mixture.dropped_label) == (
+        "threshold",
+        0.01,
+        "inverse",
+        "class0",
+    )
+    assert mixture.own_gradient and config.transition.prior == "uniform"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +82,7 @@ def test_bad_arguments(arguments, said):
         ("label_noise.rate", float("nan"), "must lie in [0, 1]"),
         ("score.steps", 0, "must lie in"),
         ("score.learning_rate", -1.0, "must lie in"),
-        ("classifier.folds", 1, "must lie in [2, inf]"),
+        ("classifier.folds", 0, "must lie in"),
         ("label_noise.kind", "sim", "did you mean 'sym'?"),
         ("mixture.rule", "own", "is not a choice"),
         ("methods", ("dsm", "tsdm"), "did you mean 'tdsm'?"),
@@ -66,6 +93,11 @@ def test_bad_arguments(arguments, said):
         ("score.label_dropout", 0.0, "mixture.rule=floor needs score.label_dropout > 0"),
         ("sampling.per_class", 1, "must lie in [2, inf]"),
         ("logging.save_every", 75, "multiple of logging.log_every"),
+        ("methods", ("init",), "config key init_from names; give both"),
+        ("classifier.init_from", "classifier.npz", "set classifier.folds=1"),
+        ("classifier.network", "resnet18", "resnet18 takes 1"),
+        ("label_noise.kind", "file", "needs label_noise.path"),
+        ("network.style", "ddpm", "did you mean 'ddpmpp'?"),
     ],
 )
 def test_bad_values(key, value, said):

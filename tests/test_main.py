@@ -91,6 +91,74 @@ def test_a_finished_run_is_not_done_again(finished):
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
 
 
+def test_a_trained_model_file_is_sampled_without_a_config(finished, tmp_path):
+    """The one-file export is all it takes: the same images as the run's own, which has the same seed."""
+    model = finished / "score" / "tdsm" / "ema.npz"
+    keys = ("--config.sampling.per_class=8", "--config.sampling.steps=4", "--config.sampling.batch_size=40")
+    arguments = ("--stages=sample", f"--config.init_from={model}", *keys, f"--workdir={tmp_path}")
+    done = subprocess.run(
+        [sys.executable, "-m", "tdsm_jax.main", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    own, again = np.load(finished / "samples" / "tdsm.npz"), np.load(tmp_path / "samples" / "init.npz")
+    np.testing.assert_array_equal(again["images"], own["images"])
+    np.testing.assert_array_equal(again["labels"], own["labels"])
+    assert (tmp_path / "samples" / "init.png").exists() and not (tmp_path / "labels.json").exists()
+
+
+def test_training_goes_on_from_a_model_file(finished, tmp_path):
+    """With a learning rate of nothing, what comes out is what went in."""
+    model = finished / "score" / "tdsm" / "ema.npz"
+    keys = (f"--config.init_from={model}", "--config.methods=('dsm',)", "--config.score.learning_rate=1e-12")
+    done = call(f"--workdir={tmp_path / 'w'}", "--stages=labels,score", *keys)
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after = np.load(model), np.load(tmp_path / "w" / "score" / "dsm" / "ema.npz")
+    for name in set(before.files) - {"description"}:
+        np.testing.assert_allclose(after[name], before[name], atol=1e-8, err_msg=name)
+    done = call(f"--workdir={tmp_path / 'x'}", "--stages=labels,score", *keys, "--config.network.channels=16")
+    assert done.returncode == 2 and "does not fit" in done.stderr and done.stderr.count("\n") <= 2
+
+
+@pytest.mark.parametrize(
+    ("config", "classifier"),
+    [("cifar10", "resnet18"), ("mnist", "cnn"), ("cifar100", "resnet18")],
+)
+def test_the_published_recipes_run_in_small(config, classifier, tmp_path):
+    objective = "published" if config == "cifar10" else "floor"
+    arguments = f"configs/{config}.py:smoke,methods=tdsm,objective={objective}"
+    done = call(f"--workdir={tmp_path}", config=arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(metrics["methods"]) == ["tdsm"]
+    samples = np.load(tmp_path / "samples" / "tdsm.npz")
+    channels, K = (1 if config == "mnist" else 3), (100 if config == "cifar100" else 10)
+    assert samples["images"].shape == (2 * K, 32, 32, channels)
+    model = json.loads(str(np.load(tmp_path / "score" / "tdsm" / "ema.npz")["description"]))
+    assert model["network"]["augment_dim"] == 9 and model["network"]["num_classes"] == K
+    folds = sorted(path.name for path in (tmp_path / "classifier").glob("*.npz"))
+    assert folds == (["fold0.npz"] if objective == "published" else ["fold0.npz", "fold1.npz"])
+    statistics = [name for name in np.load(tmp_path / "classifier" / "fold0.npz").files if "batch_stats" in name]
+    assert bool(statistics) == (classifier != "cnn")
+
+
+@pytest.mark.slow
+def test_the_full_size_cifar10_network_takes_a_training_step(tmp_path):
+    config = "configs/cifar10.py:smoke,methods=dsm"
+    network = ("channels=128", "multipliers=(2,2,2)", "blocks=4")
+    keys = [f"--config.network.{key}" for key in network]
+    keys += ["--config.score.steps=1", "--config.score.batch_size=4", "--config.logging.log_every=1"]
+    done = call(f"--workdir={tmp_path}", "--stages=labels,score", *keys, config=config)
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = np.load(tmp_path / "score" / "dsm" / "ema.npz")
+    count = sum(model[name].size for name in model.files if name != "description")
+    assert count == pytest.approx(55.7e6, rel=0.01)
+
+
 def test_dry_run_prints_config_and_plan_and_writes_nothing(tmp_path):
     done = call(f"--workdir={tmp_path / 'new'}", "--dry_run", "--config.score.steps=7")
     assert done.returncode == 0, done.stderr

@@ -50,7 +50,7 @@ WORDS = {
     "Recovery": "of the gap that label noise opened between DSM and Clean, the part a method closes: at 0 % "
     "it is no better than DSM, at 100 % as good as with the true labels.",
 }
-NOISE = {"sym": "symmetric", "asym": "asymmetric", "pair": "pair-flip", "instance": "instance-dependent"}
+NOISE = {"sym": "symmetric", "asym": "asymmetric", "pair": "pair-flip", "imported": "imported"}
 
 
 def ordered(names: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ from flax import traverse_util
 from tdsm_jax.errors import UserError
 from tdsm_jax.networks.layers import TENT
 from tdsm_jax.networks.unet import STYLES, UNet
-from tdsm_jax.training.model_file import check_params
+from tdsm_jax.training.model_file import check_params, variable_shapes
 
 StateDict = dict[str, np.ndarray]
 Path = tuple[str, ...]  # of a leaf in the variables: collection, modules, name
@@ -37,7 +37,7 @@ def network_from_official(state: StateDict) -> tuple[UNet, Any, tuple[int, int, 
     }
     check_filters(state, network)
     variables = traverse_util.unflatten_dict(flat)
-    check_params(variables, network, image_shape, "the state dict")
+    check_params(variables, variable_shapes(network, image_shape), "the state dict")
     return network, variables, image_shape
 
 

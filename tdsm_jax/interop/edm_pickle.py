@@ -1,0 +1,187 @@
+"""Converts official EDM and TDSM snapshots: the network of a .pkl into a model file and a JSON config.
+
+  python -m tdsm_jax.interop.edm_pickle edm-cifar10-32x32-cond-vp.pkl converted/
+  python -m tdsm_jax.interop.edm_pickle training-state-200000.pt converted/ --to-safetensors
+  python -m tdsm_jax.main --stages=sample --config.init_from=converted/ema.npz --workdir=runs/converted
+
+A score network becomes OUT/ema.npz, a classifier OUT/classifier.npz (for config.classifier.init_from); OUT/config.json
+says what the file was and which config keys describe its network. Nothing that the file carries is executed, and
+neither PyTorch nor the original source is needed.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from tdsm_jax import files
+from tdsm_jax.command import new_parser, run_command
+from tdsm_jax.diffusion.process import EDM, PROCESSES, Process
+from tdsm_jax.errors import UserError
+from tdsm_jax.interop.pickled_names import Record
+from tdsm_jax.interop.state_dicts import write_state_dict
+from tdsm_jax.interop.torch_classifier import BODY, OfficialClassifier, classifier_from_official, classifier_to_official
+from tdsm_jax.interop.torch_params import StateDict, network_from_official, network_to_official
+from tdsm_jax.interop.unpickle import read_snapshot, state_dict
+from tdsm_jax.labels.transition import volmin_matrix
+from tdsm_jax.networks.resnet import BLOCKS
+from tdsm_jax.training import model_file
+from tdsm_jax.training.classifier import Fitted, write_fitted
+from tdsm_jax.training.model_file import Model
+
+ENTRIES = ("ema", "net")  # of a snapshot, the averaged network first
+SIDE_ENTRIES = ("loss_fn", "augment_pipe", "dataset_kwargs")
+SAMPLER_RANGE = (0.002, 80.0)  # the official sampler's noise levels, which the network's own range cuts
+_LONGEST_LIST = 64  # entries of an array that config.json shows
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Converts the snapshot and prints what was written."""
+    out = pathlib.Path(arguments.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder for what the conversion makes")
+    snapshot = read_snapshot(arguments.snapshot)
+    try:
+        network, state = find_network(snapshot)
+        about = provenance(arguments.snapshot, snapshot, network)
+        if any(name.startswith(BODY) for name in state):
+            written = convert_classifier(state, out, about, safetensors=arguments.to_safetensors)
+        else:
+            process = process_of(network, arguments.process)
+            written = convert_score(state, process, out, about, safetensors=arguments.to_safetensors)
+    except UserError as error:
+        raise UserError(f"{arguments.snapshot}: {error}") from None
+    print("\n".join(str(out / name) for name in written))
+
+
+def find_network(snapshot: Any) -> tuple[Record | None, StateDict]:
+    """Returns the network of a snapshot, None for a plain state dict, and its arrays by official name."""
+    if isinstance(snapshot, Record):
+        return snapshot, state_dict(snapshot)
+    if not isinstance(snapshot, dict):
+        raise UserError(f"it holds a {type(snapshot).__name__}, not a snapshot; give an official .pkl or .pt")
+    for entry in ENTRIES:
+        if isinstance(snapshot.get(entry), Record):
+            return snapshot[entry], state_dict(snapshot[entry])
+    if snapshot and all(isinstance(array, np.ndarray) for array in snapshot.values()):
+        return None, snapshot
+    raise UserError(
+        f"it holds no network: its entries are {', '.join(map(str, list(snapshot)[:5]))}; one of them must be "
+        f"{' or '.join(ENTRIES)}"
+    )
+
+
+def process_of(network: Record | None, asked: str) -> Process:
+    """Returns the diffusion process that a preconditioned network was trained with, by its class name and constants.
+
+    `asked` names it where there is no class, as in a plain state dict.
+    """
+    if network is None:
+        return PROCESSES[asked]()
+    kind = next((kind for kind in PROCESSES if network.name.lower().startswith(f"{kind}precond")), None)
+    if kind is None:
+        supported = ", ".join(f"{kind.upper()}Precond" for kind in PROCESSES)
+        raise UserError(f"the network is a {network.name}; {supported} are supported")
+    constant = {name: value for name, value in network.state.items() if type(value) in (int, float)}
+    if kind == "edm":
+        low, high = SAMPLER_RANGE
+        return EDM(
+            sigma_data=constant.get("sigma_data", EDM.sigma_data),
+            sigma_min=max(low, constant.get("sigma_min", low)),
+            sigma_max=min(high, constant.get("sigma_max", high)),
+        )
+    if kind == "vp":
+        taken = {name: constant[name] for name in ("beta_d", "beta_min", "M", "epsilon_t") if name in constant}
+    else:
+        taken = {name: constant[name] for name in ("sigma_min", "sigma_max") if name in constant}
+    return PROCESSES[kind](**taken)
+
+
+def convert_score(
+    state: StateDict, process: Process, out: pathlib.Path, about: dict[str, Any], *, safetensors: bool
+) -> list[str]:
+    """Writes a score network: ema.npz, config.json and on request ema.safetensors; returns their names."""
+    network, params, image_shape = network_from_official(state)
+    model = Model(network, params, process, image_shape)
+    description = model_file.describe(model)
+    written = ["ema.npz", "config.json"]
+    model_file.write(out / "ema.npz", model)
+    if safetensors:
+        metadata = {"format": "pt", "model": json.dumps(description)}
+        official = network_to_official(network, params, image_shape)
+        write_state_dict(out / "ema.safetensors", official, metadata)
+        written.insert(1, "ema.safetensors")
+    keys = ("style", "channels", "multipliers", "blocks", "attention_resolutions")
+    config = {"network": {key: getattr(network, key) for key in keys}, "process": description["process"]}
+    files.write_json(out / "config.json", about | {"model": description, "config": config})
+    return written
+
+
+def convert_classifier(state: StateDict, out: pathlib.Path, about: dict[str, Any], *, safetensors: bool) -> list[str]:
+    """Writes a classifier: classifier.npz, config.json and on request classifier.safetensors; returns their names."""
+    network, variables, V = classifier_from_official(state)
+    S = np.zeros((0, 0)) if V is None else np.asarray(volmin_matrix(V), np.float64)
+    written = ["classifier.npz", "config.json"]
+    write_fitted(out / "classifier.npz", Fitted(variables, 1.0, S, float("nan")))
+    if safetensors:
+        official = classifier_to_official(network, variables, V)
+        write_state_dict(out / "classifier.safetensors", official, {"format": "pt"})
+        written.insert(1, "classifier.safetensors")
+    config = {"classifier": {"network": kind_of(network), "folds": 1, "widths": np.ravel(network.channels).tolist()}}
+    transition = {"num_classes": network.num_classes, "transition": S.tolist()}
+    files.write_json(out / "config.json", about | transition | {"config": config})
+    return written
+
+
+def kind_of(network: OfficialClassifier) -> str:
+    """Returns the value of config.classifier.network for a network; `UserError` where there is none."""
+    blocks = getattr(network, "blocks", None)
+    if blocks is None:
+        return "cnn"
+    for kind, known in BLOCKS.items():
+        if blocks == known:
+            return kind
+    raise UserError(f"a ResNet with {blocks} blocks a stage; {', '.join(BLOCKS)} are supported")
+
+
+def provenance(path: str, snapshot: Any, network: Record | None) -> dict[str, Any]:
+    """Returns where the arrays come from, and what else the snapshot says, as JSON values."""
+    entries = snapshot if isinstance(snapshot, dict) else {}
+    said = {name: as_json(entries[name]) for name in SIDE_ENTRIES if name in entries}
+    source = {"file": pathlib.Path(path).name, "sha256": files.file_digest(path)}
+    return {"source": source | {"class": network.name if network else "state dict"}} | said
+
+
+def as_json(value: Any, depth: int = 0) -> Any:
+    """Reduces what a snapshot holds to JSON: classes to their names and scalars, large arrays to their shapes."""
+    if isinstance(value, Record):
+        scalars = {k: v for k, v in value.state.items() if type(v) in (int, float, str, bool)}
+        return {"class": value.name} | {k: as_json(v) for k, v in scalars.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.size <= _LONGEST_LIST else f"array of shape {value.shape}"
+    if isinstance(value, dict) and depth < 4:
+        return {str(k): as_json(v, depth + 1) for k, v in value.items()}
+    if isinstance(value, (list, tuple)) and depth < 4:
+        return [as_json(v, depth + 1) for v in value[:_LONGEST_LIST]]
+    if type(value) is float and not math.isfinite(value):
+        return str(value)  # JSON has no infinity
+    return value if value is None or type(value) in (int, float, str, bool) else type(value).__name__
+
+
+if __name__ == "__main__":
+    parser = new_parser(__doc__)
+    parser.add_argument("snapshot", help="network-snapshot-*.pkl, training-state-*.pt or a saved state dict")
+    parser.add_argument("out", help="the folder of ema.npz (or classifier.npz) and config.json")
+    parser.add_argument(
+        "--to-safetensors", "--to_safetensors", action="store_true", help="write the official state dict as well"
+    )
+    parser.add_argument(
+        "--process",
+        choices=tuple(PROCESSES),
+        default="edm",
+        help="of a plain state dict, which does not say (%(default)s)",
+    )
+    run_command(parser, main)
