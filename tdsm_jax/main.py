@@ -68,7 +68,6 @@ def main(argv: list[str]) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; what is wrong with it ends in a `UserError`."""
-    argv = complete(argv)
     given = [argument.lstrip("-").partition("=") for argument in argv[1:] if argument.startswith("-")]
     specification = next((value for name, _, value in given if name == "config"), "")
     if "--config" in argv[:-1]:  # the value as an argument of its own
@@ -98,6 +97,7 @@ def entry_point() -> None:
     """Runs the command line; a `UserError` is printed as one line, with exit code 2."""
     logging.set_verbosity(logging.INFO)
     try:
+        sys.argv = complete(sys.argv)  # where config_flags looks for overrides
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
