@@ -10,7 +10,7 @@ import pytest
 
 from gaussian import GaussianMixture
 from tdsm_jax.diffusion import mixture
-from tdsm_jax.diffusion.objectives import add_noise, score_matching
+from tdsm_jax.diffusion.objectives import add_noise, sampled_score_matching, score_matching
 from tdsm_jax.diffusion.process import EDM, make_denoiser
 from tdsm_jax.labels.corruption import transition_matrix
 from tdsm_jax.labels.weights import make_table
@@ -60,12 +60,16 @@ def train(key, rule, label_dropout=0.0, capacity=None, own_gradient=True):
         draw_key, drop_key = jax.random.split(key)
         x0, x_t, sigma, _, y_tilde = draw(draw_key)
         residual_slots = mixture.floor_slots(S, most=2)
-        slots = mixture.plan(rule, y_tilde, TABLE, WORLD.log_h(x_t, sigma), tau=0.01, residual_slots=residual_slots)
+        keys = jax.random.split(jax.random.fold_in(key, 2), BATCH)
+        log_h = WORLD.log_h(x_t, sigma)
+        slots = mixture.plan(rule, y_tilde, TABLE, log_h, tau=0.01, residual_slots=residual_slots, keys=keys)
         slots = mixture.drop_labels(slots, jax.random.bernoulli(drop_key, label_dropout, (BATCH,)), null=3)
 
         def loss_fn(params):
             still = jax.lax.stop_gradient(params)
             denoise, frozen = (make_denoiser(PROCESS, functools.partial(perceptron, p)) for p in (params, still))
+            if rule == "sampled":
+                return sampled_score_matching(PROCESS, denoise, frozen, x0, x_t, sigma, slots).mean()
             others = frozen if own_gradient else None
             return score_matching(PROCESS, denoise, others, x0, x_t, sigma, slots, capacity)[0].mean()
 
@@ -99,8 +103,9 @@ def test_plain_score_matching_learns_the_noisy_label():
         {"rule": "all"},
         {"rule": "all", "own_gradient": False},
         {"rule": "threshold", "capacity": 1.0},
+        {"rule": "sampled"},
     ],
-    ids=["all", "all-full-gradient", "threshold-packed"],
+    ids=["all", "all-full-gradient", "threshold-packed", "sampled"],
 )
 def test_tdsm_learns_the_clean_label(options):
     assert error(train(jax.random.key(0), **options)) < 0.1

@@ -15,7 +15,7 @@ from tdsm_jax.diffusion.process import Denoise, per_example
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.labels.weights import Weigh, WeightTable, posterior
 
-RULES = ("own", "prior", "all", "threshold", "floor")
+RULES = ("own", "prior", "all", "threshold", "floor", "sampled")
 
 
 class Plan(NamedTuple):
@@ -34,6 +34,7 @@ def plan(
     tau: float = 0.0,
     residual_slots: tuple[int, bool] = (0, True),
     weigh: Weigh = posterior,
+    keys: jax.Array | None = None,  # [B], read by `sampled`
 ) -> Plan:
     """Returns the slots of `rule`:
 
@@ -42,6 +43,7 @@ def plan(
     all        all classes, weights w = p(y | x_t, y_tilde) (TDSM)
     threshold  the same without the weights <= tau, the own label kept, not renormalised (TDSM as published)
     floor      the same mixture through the null label, see `floor_plan`
+    sampled    two classes drawn from w independently, for `objectives.sampled_score_matching`
 
     `weigh` computes w: an entry of `labels.weights.WEIGHTS`, its temperature bound.
     """
@@ -52,6 +54,8 @@ def plan(
     if rule not in RULES:
         raise UserError(f"unknown mixture rule {rule!r}{did_you_mean(rule, RULES)}")
     w = weigh(table, logits, y_tilde)
+    if rule == "sampled":
+        return sampled_plan(keys, w)
     if rule == "floor":
         return floor_plan(table, w, y_tilde, residual_slots)
     return _class_plan(w, y_tilde, tau if rule == "threshold" else 0.0)
@@ -64,6 +68,13 @@ def _class_plan(w: jax.Array, y_tilde: jax.Array, tau: float = 0.0) -> Plan:
     weights = jnp.take_along_axis(w, classes, axis=1)
     others = jnp.where(weights[:, 1:] > tau, weights[:, 1:], 0.0)
     return Plan(classes, jnp.concatenate([weights[:, :1], others], axis=1))
+
+
+def sampled_plan(keys: jax.Array, w: jax.Array) -> Plan:
+    """Draws two classes of each example from w [B,K] independently, at half weight each. keys [B]."""
+    draw = jax.vmap(lambda key, log_w: jax.random.categorical(key, log_w, shape=(2,)))
+    classes = draw(keys, jnp.log(w)).astype(jnp.int32)
+    return Plan(classes, jnp.full(classes.shape, 0.5))
 
 
 def floor_plan(table: WeightTable, w: jax.Array, y_tilde: jax.Array, residual_slots: tuple[int, bool]) -> Plan:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from tdsm_jax.data.augment import augment
 from tdsm_jax.diffusion import mixture
-from tdsm_jax.diffusion.objectives import add_noise, score_matching
-from tdsm_jax.diffusion.process import Process, make_denoiser
+from tdsm_jax.diffusion.objectives import add_noise, draw_labels, sampled_score_matching, score_matching
+from tdsm_jax.diffusion.process import Denoise, Process, make_denoiser
 from tdsm_jax.labels.weights import WEIGHTS, WeightTable
 from tdsm_jax.networks.unet import UNet
 from tdsm_jax.training.cross_fit import CrossFitted, Weigher, cross_fitted_logits
@@ -27,6 +27,7 @@ class Objective:
     `rule`, `tau`, `residual_slots` and `weights` (of `labels.weights.WEIGHTS`) make the plan; `capacity` packs its
     frozen slots; `own_gradient` lets only slot 0 learn (as published) instead of all. `label_dropout` is the share
     of examples without a label: they train the null label, or class 0 (as published) if `dropped_to_class_0`.
+    `draws_labels` trains labels drawn from p(y | x0, y_tilde) in place of the given ones (posterior-sampled DSM).
     `augment` is the probability of each augmentation, 0 for images as they are.
     """
 
@@ -38,6 +39,7 @@ class Objective:
     label_dropout: float
     weights: str = "bayes"
     dropped_to_class_0: bool = False
+    draws_labels: bool = False
     augment: float = 0.0
 
 
@@ -67,46 +69,58 @@ def make_step(
     """Returns the per-device step(state, batch, key, given) -> (state, metrics), pure and not yet jitted.
 
     batch: x0 [B,H,W,C] in [-1,1], label int [B] (as given), fold int [B] (the classifier that never saw the
-    example), position int [B] (in the global batch).
+    example), position int [B] (in the global batch), image_posterior [B,K] (p(y | x0, y_tilde), of clean images)
+    where labels are drawn.
     """
 
     def step(state: TrainState, batch: dict, key: jax.Array, given: Given | None) -> tuple[TrainState, dict]:
-        keys = jax.vmap(lambda k: jax.random.split(k, 5))(example_keys(key, state.step, batch["position"]))
+        keys = jax.vmap(lambda k: jax.random.split(k, 6))(example_keys(key, state.step, batch["position"]))
         noised = make_noised(process, objective, batch["x0"], keys)
         dropped = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(keys[:, 2])
         dropout_keys = keys[:, 3] if network.dropout_rate else None
 
+        label = draw_labels(keys[:, 5], batch["image_posterior"]) if objective.draws_labels else batch["label"]
         if objective.dropped_to_class_0:
-            y_tilde = mixture.dropped_to_class_0(batch["label"], dropped)
-            slots = draw_plan(weigher, objective, given, noised, y_tilde, batch["fold"])
-        else:
-            slots = draw_plan(weigher, objective, given, noised, batch["label"], batch["fold"])
+            label = mixture.dropped_to_class_0(label, dropped)
+        slots = draw_plan(weigher, objective, given, noised, label, batch["fold"], keys[:, 5])
+        if not objective.dropped_to_class_0:
             slots = mixture.drop_labels(slots, dropped, null=network.num_classes)
 
-        def loss_fn(params: Any) -> tuple[jax.Array, mixture.Mixture]:
+        def loss_fn(params: Any) -> tuple[jax.Array, dict]:
             still = jax.lax.stop_gradient(params)
             denoise = make_denoiser(process, functools.partial(network.apply, params, dropout_keys=dropout_keys))
             frozen = make_denoiser(process, functools.partial(network.apply, still))
-            others = frozen if objective.own_gradient else None
-            loss, mixed = score_matching(
-                process,
-                denoise,
-                others,
-                noised.x0,
-                noised.x_t,
-                noised.sigma,
-                slots,
-                objective.capacity,
-                noised.augment_label,
-            )
-            return loss.mean(), mixed
+            loss, metrics = mixture_loss(process, objective, denoise, frozen, noised, slots)
+            return loss.mean(), metrics
 
-        (loss, mixed), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        gradient, metrics = jax.lax.pmean((gradient, {"loss": loss, "kept_mass": mixed.kept_mass}), AXIS)
-        metrics["overflow"] = jax.lax.psum(mixed.overflow.astype(jnp.float32), AXIS)  # slots, over all devices
-        return update(state, gradient, optimisation), metrics
+        (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        overflow = jax.lax.psum(metrics.pop("overflow").astype(jnp.float32), AXIS)  # slots, over all devices
+        gradient, metrics = jax.lax.pmean((gradient, metrics | {"loss": loss}), AXIS)
+        return update(state, gradient, optimisation), metrics | {"overflow": overflow}
 
     return step
+
+
+def mixture_loss(
+    process: Process, objective: Objective, denoise: Denoise, frozen: Denoise, noised: Noised, slots: mixture.Plan
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the loss of each pixel, [B,H,W,C], and what to log of the mixture."""
+    if objective.rule == "sampled":
+        x0, x_t, sigma, augment_label = noised
+        loss = sampled_score_matching(process, denoise, frozen, x0, x_t, sigma, slots, augment_label)
+        return loss, {"kept_mass": slots.weights.sum(axis=1).mean(), "overflow": jnp.zeros((), jnp.int32)}
+    loss, mixed = score_matching(
+        process,
+        denoise,
+        frozen if objective.own_gradient else None,
+        noised.x0,
+        noised.x_t,
+        noised.sigma,
+        slots,
+        objective.capacity,
+        noised.augment_label,
+    )
+    return loss, {"kept_mass": mixed.kept_mass, "overflow": mixed.overflow}
 
 
 def make_noised(process: Process, objective: Objective, x0: jax.Array, keys: jax.Array) -> Noised:
@@ -125,6 +139,7 @@ def draw_plan(
     noised: Noised,
     y_tilde: jax.Array,
     fold: jax.Array,
+    keys: jax.Array,
 ) -> mixture.Plan:
     """Returns the plan of a batch; table and classifiers are read only where the rule needs them."""
     rule = objective.rule
@@ -141,6 +156,7 @@ def draw_plan(
         tau=objective.tau,
         residual_slots=objective.residual_slots,
         weigh=WEIGHTS[objective.weights],
+        keys=keys,
     )
 
 
@@ -162,7 +178,7 @@ def measure_capacity(
     def occupied(batch: dict) -> jax.Array:
         keys = jax.vmap(lambda k: jax.random.split(k, 5))(example_keys(key, jnp.int32(0), batch["position"]))
         noised = make_noised(process, objective, batch["x0"], keys)
-        slots = draw_plan(weigher, objective, given, noised, batch["label"], batch["fold"])
+        slots = draw_plan(weigher, objective, given, noised, batch["label"], batch["fold"], keys[:, 5])
         return jnp.count_nonzero(slots.weights[:, 1:]) / len(batch["label"])
 
     return max(1, math.ceil(8 * max(float(occupied(batch)) for batch in batches))) / 8
