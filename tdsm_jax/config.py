@@ -16,8 +16,16 @@ from tdsm_jax.labels.weights import WEIGHTS
 from tdsm_jax.networks.resnet import BLOCKS
 from tdsm_jax.networks.unet import STYLES
 
-METHODS = ("dsm", "tdsm", "s_weighted", "clean", "init")
 TDSM_RULES = tuple(rule for rule in RULES if rule not in ("own", "prior"))
+METHODS = (
+    "dsm",
+    "tdsm",
+    *(f"tdsm_{rule}" for rule in TDSM_RULES),  # tdsm with this rule, whatever mixture.rule says
+    "s_weighted",
+    "posterior",  # posterior-sampled DSM
+    "clean",
+    "init",
+)
 ESTIMATORS = ("known", "volmin")
 
 
@@ -144,7 +152,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
     if config.process.sigma_min >= config.process.sigma_max:
         raise UserError("config key process.sigma_min must be below process.sigma_max")
-    if "tdsm" in config.methods and config.mixture.rule == "floor" and not config.score.label_dropout:
+    floor = "tdsm_floor" in config.methods or ("tdsm" in config.methods and config.mixture.rule == "floor")
+    if floor and not config.score.label_dropout:
         raise UserError("config key mixture.rule=floor needs score.label_dropout > 0: it trains the null label")
     if config.logging.save_every % config.logging.log_every:
         raise UserError("config key logging.save_every must be a multiple of logging.log_every")

@@ -19,7 +19,7 @@ from tdsm_jax import __version__, files
 from tdsm_jax import config as configuration
 from tdsm_jax.errors import UserError, did_you_mean
 
-STAGES = ("labels", "classifier", "transition", "score", "sample", "judge", "measure", "report")
+STAGES = ("labels", "classifier", "transition", "posterior", "score", "sample", "judge", "measure", "report")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,15 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.pipeline import Unit
 from tdsm_jax.run import Run
 
-_WEIGHTED = ("tdsm", "s_weighted")  # methods that read the weight table
+
+def reads_table(method: str) -> bool:
+    """Says whether training a method reads the weight table."""
+    return method.startswith("tdsm") or method == "s_weighted"
+
+
+def reads_posterior(method: str) -> bool:
+    """Says whether training a method reads the posterior of the clean images."""
+    return method == "posterior"
 
 
 def units(run: Run) -> list[Unit]:
@@ -25,12 +33,14 @@ def _label_units(run: Run) -> list[Unit]:
     table = ("weight_table.npz", "transition.json")
     folds = (f"classifier/fold{f}.npz" for f in range(run.config.classifier.folds))
     given = _given(run.config.classifier.init_from)
+    posterior = _unit(run, "posterior", stages.make_posterior, (), ("transition",), ("image_posterior.npz",))
     return [
         _unit(run, "labels", stages.make_labels, ("seed", "data", "label_noise"), (), ("labels.json", "labels.png")),
         _unit(
             run, "classifier", stages.fit_classifier, fits + learns, ("labels",), ("classifier", *folds), inputs=given
         ),
         _unit(run, "transition", stages.make_weight_table, reads, ("classifier",), table),
+        *([posterior] if any(map(reads_posterior, run.config.methods)) else []),
     ]
 
 
@@ -42,8 +52,10 @@ def _model_units(run: Run, method: str) -> list[Unit]:
         return [_unit(run, sampled, stages.sample, ("seed", "sampling"), (), pictures, method, inputs=initial)]
     reads = ("seed", "data", "network", "process", "score")
     needs = () if method == "clean" else ("labels",)
-    if method in _WEIGHTED:
+    if reads_table(method):
         reads, needs = (*reads, "mixture"), (*needs, "transition")
+    if reads_posterior(method):
+        needs = (*needs, "posterior")
     makes = (trained, f"{trained}/ema.npz")
     return [
         _unit(run, trained, stages.train_score, reads, needs, makes, method, inputs=initial),

@@ -182,6 +182,11 @@ class Run:
         arrays = files.read_arrays(self.workdir / "weight_table.npz")
         return make_table(arrays["S"], arrays["prior"])
 
+    @functools.cached_property
+    def image_posterior(self) -> np.ndarray:
+        """p(y | x0, y_tilde) of the training images, float32 [N,K]."""
+        return files.read_arrays(self.workdir / "image_posterior.npz")["w"]
+
     @property
     def network(self) -> UNet:
         n = self.config.network
@@ -214,6 +219,8 @@ class Run:
         """Returns what `method` trains: plans that differ, everything else the same."""
         m, config = self.config.mixture, self.config.score
         rule = {"tdsm": m.rule, "s_weighted": "prior"}.get(method, "own")
+        if method.startswith("tdsm_"):
+            rule = method.removeprefix("tdsm_")
         return score.Objective(
             rule=rule,
             tau=m.tau,
@@ -223,6 +230,7 @@ class Run:
             label_dropout=config.label_dropout,
             weights=m.weights,
             dropped_to_class_0=m.dropped_label == "class0" and rule != "own",
+            draws_labels=method == "posterior",
             augment=config.augment,
         )
 
@@ -239,13 +247,13 @@ class Run:
 
         def batches(step: int) -> dict[str, np.ndarray]:
             index = batch_indices(seed, step, config.batch_size, len(images))
-            position = np.arange(config.batch_size)
-            return {
+            batch = {
                 "x0": to_float(images[index]),
                 "label": labels[index],
                 "fold": self.fold[index],
-                "position": position,
+                "position": np.arange(config.batch_size),
             }
+            return batch | {"image_posterior": self.image_posterior[index]} if objective.draws_labels else batch
 
         if given and self.config.mixture.packed and objective.own_gradient:
             probes, probe_key = map(batches, range(PROBE_BATCHES)), stream_key(seed, "capacity")

@@ -27,6 +27,7 @@ from tdsm_jax.training.logs import Progress
 from tdsm_jax.training.model_file import Model
 from tdsm_jax.training.state import stream_key
 
+CLEAN_SIGMA = 0.02  # the noise level that classifiers are told for a clean image: one they were fitted at
 QUALITY_SIGMAS = np.geomspace(0.02, 5.0, 9)  # where the classifiers' quality is measured
 
 
@@ -135,6 +136,24 @@ def classifier_quality(run: Run, table: WeightTable) -> dict[str, Any]:
         "noisy_nll": [float(nll.mean()) for _, _, nll in rows],
         "expected_own_weight": 1 - run.label_file.realised_rate,
     }
+
+
+def make_posterior(run: Run) -> None:
+    """classifiers + table + y_tilde -> image_posterior.npz: p(y | x0, y_tilde) of every clean training image"""
+    weigher, cross_fitted, table = run.weigher, run.cross_fitted, run.table
+
+    @jax.jit
+    def posterior_of(x0: jax.Array, fold: jax.Array, y_tilde: jax.Array) -> jax.Array:
+        sigma = jnp.full(len(x0), CLEAN_SIGMA)
+        return posterior(table, cross_fitted_logits(weigher, cross_fitted, x0, sigma, fold), y_tilde)
+
+    images, y_tilde, fold = run.train_set.images, run.y_tilde, run.fold
+    size = min(run.config.classifier.batch_size, len(images))
+    rows = []
+    for start in range(0, len(images), size):
+        index = np.arange(start, start + size) % len(images)  # the last batch is filled up
+        rows.append(np.asarray(posterior_of(to_float(images[index]), fold[index], y_tilde[index])))
+    files.write_arrays(run.workdir / "image_posterior.npz", {"w": np.concatenate(rows)[: len(images)]})
 
 
 def train_score(run: Run, method: str) -> None:

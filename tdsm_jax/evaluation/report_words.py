@@ -9,6 +9,14 @@ METHODS = {  # name -> (label, what was trained), in the order of columns; a met
     "tdsm": ("TDSM", "this method, same noisy labels"),
     "clean": ("Clean", "ordinary training, true labels"),
     "s_weighted": ("S-weighted", "constant weights instead of the classifier's"),
+    "posterior": ("Posterior", "DSM on labels drawn from p(y | image, noisy label)"),
+    "relabel": ("Relabel", "DSM on the likeliest labels"),
+    "relabel_tdsm": ("Relabel + TDSM", "TDSM on the likeliest labels, for what noise is left in them"),
+    "tdsm_floor": ("TDSM, floor", "own class and null label"),
+    "tdsm_threshold": ("TDSM, threshold", "classes of weight above tau, as published"),
+    "tdsm_all": ("TDSM, all", "every class"),
+    "tdsm_sampled": ("TDSM, sampled", "two classes drawn from the weights"),
+    "init": ("Given model", "as it was given"),
 }
 METRICS = {  # key -> (label, factor to the unit in the label, +1 if higher is better, explanation)
     "label_fidelity": (

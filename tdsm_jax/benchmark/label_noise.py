@@ -1,0 +1,129 @@
+"""Every method on every kind of label noise: the table that says what to use.
+
+  python -m tdsm_jax.benchmark.label_noise --out=runs/noise
+  python -m tdsm_jax.benchmark.label_noise --out=runs/noise --noise=sym:0.4 --methods=dsm,tdsm,posterior --seeds=0,1,2
+
+A cell is one kind of noise and one seed: a run of tdsm_jax.main in a folder of its own, all its methods with the same
+networks, batches and steps. Stop it whenever you like; the same command goes on. The clean ceiling is trained once a
+seed. Prints one Markdown table per kind of noise from the cells that are finished; --table_only runs nothing.
+Arguments after -- go to tdsm_jax.main: -- --config.score.steps=2000
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from tdsm_jax import files
+from tdsm_jax.command import new_parser, run_command
+from tdsm_jax.errors import UserError
+from tdsm_jax.evaluation.statistics import recovery
+
+NOISES = "sym:0.2,sym:0.4,sym:0.6,sym:0.8,asym:0.4,pair:0.4"
+METHODS = "dsm,s_weighted,posterior,tdsm_floor,tdsm_threshold,tdsm_all,tdsm_sampled"
+COLUMNS = {  # metric -> (heading, digits)
+    "label_fidelity": ("label fidelity", 3),
+    "cas": ("CAS", 3),
+    "cw_fd": ("class-wise FD", 2),
+    "cw_density": ("class-wise density", 2),
+    "cw_coverage": ("class-wise coverage", 2),
+}
+STAGES = "labels,classifier,transition,posterior,score,sample,judge,measure"
+
+
+class Cell(NamedTuple):
+    """One run: kind and rate of the noise (None for the clean ceiling), seed."""
+
+    noise: tuple[str, float] | None
+    seed: int
+
+    def folder(self, out: pathlib.Path) -> pathlib.Path:
+        name = "clean" if self.noise is None else f"{self.noise[0]}{self.noise[1]:g}"
+        return out / name / f"seed{self.seed}"
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Runs the cells that are not finished, then prints the tables."""
+    out = pathlib.Path(arguments.out)
+    noises = [parse_noise(text) for text in arguments.noise.split(",")]
+    methods = tuple(arguments.methods.split(","))
+    try:
+        seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds={arguments.seeds} must be whole numbers joined by commas") from None
+    if not arguments.table_only:
+        for seed in seeds:
+            for noise in (None, *noises):
+                run_cell(arguments, Cell(noise, seed), out, methods)
+    print("\n\n".join(table(out, noise, methods, seeds) for noise in noises))
+
+
+def parse_noise(text: str) -> tuple[str, float]:
+    """Turns "sym:0.4" into ("sym", 0.4)."""
+    kind, _, rate = text.partition(":")
+    try:
+        return kind, float(rate)
+    except ValueError:
+        raise UserError(f"--noise={text} must be kinds and rates such as sym:0.4,asym:0.4") from None
+
+
+def run_cell(arguments: argparse.Namespace, cell: Cell, out: pathlib.Path, methods: tuple[str, ...]) -> None:
+    """Runs tdsm_jax.main for one cell; a run that fails ends the command with its error."""
+    noise = "" if cell.noise is None else f"noise={cell.noise[0]},rate={cell.noise[1]},"
+    chosen = "clean" if cell.noise is None else "+".join(methods)
+    config = f"{arguments.config}:{noise}methods={chosen},seed={cell.seed}{',smoke' if arguments.smoke else ''}"
+    stages = "score,sample,judge,measure" if cell.noise is None else STAGES
+    if "posterior" not in methods:
+        stages = stages.replace("posterior,", "")
+    command = [sys.executable, "-m", "tdsm_jax.main", f"--config={config}", f"--workdir={cell.folder(out)}"]
+    print(f"{cell.folder(out)}: {config}", file=sys.stderr, flush=True)
+    done = subprocess.run([*command, f"--stages={stages}", *arguments.rest], check=False)
+    if done.returncode:
+        raise UserError(f"{cell.folder(out)} ended with exit code {done.returncode}; its error stands above")
+
+
+def table(out: pathlib.Path, noise: tuple[str, float], methods: tuple[str, ...], seeds: list[int]) -> str:
+    """Returns the Markdown table of one kind of noise: mean +- standard deviation (n - 1) over its finished seeds."""
+    rows = {m: [measures(Cell(noise, seed).folder(out), m) for seed in seeds] for m in methods}
+    rows["clean"] = [measures(Cell(None, seed).folder(out), "clean") for seed in seeds]
+    finished = [i for i in range(len(seeds)) if all(rows[m][i] is not None for m in rows)]
+    heading = f"### {noise[0]} {noise[1]:.0%}, seeds {', '.join(str(seeds[i]) for i in finished) or 'none finished'}"
+    lines = [heading, "", "| | " + " | ".join(h for h, _ in COLUMNS.values()) + " | recovery of label fidelity |"]
+    lines.append("|---" * (len(COLUMNS) + 2) + "|")
+    for method in rows if finished else ():
+        cells = [spread([rows[method][i][metric] for i in finished], digits) for metric, (_, digits) in COLUMNS.items()]
+        won = ""
+        if method not in ("dsm", "clean") and "dsm" in rows:
+            fidelity = [[rows[m][i]["label_fidelity"] for m in ("dsm", method, "clean")] for i in finished]
+            shares = [recovery(*values) for values in fidelity]
+            won = "" if None in shares else spread(shares, 3)
+        lines.append(f"| {method} | " + " | ".join([*cells, won]) + " |")
+    return "\n".join(lines)
+
+
+def measures(folder: pathlib.Path, method: str) -> dict | None:
+    """Returns the metrics of a method in a cell, None where it is not finished."""
+    path = folder / "measures" / method / "metrics.json"
+    return files.read_json(path) if path.exists() else None
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Returns mean and standard deviation as text."""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
+
+
+if __name__ == "__main__":
+    parser = new_parser(__doc__)
+    parser.add_argument("--out", required=True, help="folder of the cells")
+    parser.add_argument("--config", default="configs/digits.py", help="config of the cells (%(default)s)")
+    parser.add_argument("--noise", default=NOISES, help="kind:rate, joined by commas (%(default)s)")
+    parser.add_argument("--methods", default=METHODS, help="joined by commas (%(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="joined by commas (%(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="every stage cut to seconds")
+    parser.add_argument("--table_only", action="store_true", help="print what is finished, run nothing")
+    parser.add_argument("rest", nargs="*", help="arguments of tdsm_jax.main, after --")
+    run_command(parser, main)
