@@ -47,7 +47,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "widths": (32, 64),  # of stages; the two of cnn; the first of a resnet, whose stages double it
                 "hidden": 128,  # stages: width of the last layer but one
                 "dropout": 0.0,
-                "init_from": "",  # a fitted classifier (classifier.npz) to use instead of fitting any
+                "init_from": "",  # a fitted classifier (classifier.npz) to use instead of fitting any; needs folds=1
                 "folds": 3,  # each image is weighted by the classifier that never saw it; 1: one sees all
                 "temperature": 0.0,  # of h; 0: found by the held-out noisy likelihood
                 "augment": 0.0,  # probability of each augmentation; the network is not told
@@ -72,7 +72,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "dropout": 0.0,
                 "dtype": "float32",  # of the network's arithmetic; parameters stay float32
             },
-            "process": {  # of the score network; classifiers see edm's. The numbers are edm's
+            "process": {  # of the score network; classifiers see edm's. vp and ve read none of the numbers
                 "kind": "edm",  # edm, vp, ve
                 "P_mean": -1.2,
                 "P_std": 1.2,

@@ -83,7 +83,10 @@ def _parse_value(name: str, value: str | None, default: Any) -> Any:
 def check_overrides(specification: str, keys: list[str]) -> None:
     """Raises `UserError` where "path.py:arguments" cannot be read or a dotted key is not in its config."""
     path, _, arguments = specification.partition(":")
-    valid = flatten(load_module(pathlib.Path(path)).get_config(arguments))
+    module = load_module(pathlib.Path(path))
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} is not a config to run: it has no get_config; try configs/cifar10.py")
+    valid = flatten(module.get_config(arguments))
     for key in keys:
         if key not in valid:
             raise UserError(f"unknown config key {key!r}{did_you_mean(key, valid)}")
@@ -106,6 +109,7 @@ def resolved(config: Any) -> dict[str, Any]:
 def as_published(config: ml_collections.ConfigDict) -> None:
     """Sets every choice of TDSM's official implementation (Na et al. 2024) that differs from ours.
 
+    The classifier gets the augmentation that `score.augment` has now; override both keys, not one.
     docs/official.md lists them with the reasons for ours.
     """
     config.mixture.update(rule="threshold", tau=0.01, weights="inverse", dropped_label="class0", own_gradient=True)
@@ -116,6 +120,11 @@ def as_published(config: ml_collections.ConfigDict) -> None:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises `UserError` for the first key whose value cannot work."""
+    for check in (_check_choices, _check_numbers, _check_widths, _check_combinations):
+        check(config)
+
+
+def _check_choices(config: ml_collections.ConfigDict) -> None:
     for key, valid in _CHOICES.items():
         value = _at(config, key)
         for item in value if isinstance(value, tuple) else (value,):
@@ -123,6 +132,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 raise UserError(f"config key {key}: {item!r} is not a choice{did_you_mean(str(item), valid)}")
     if not config.methods or len(set(config.methods)) != len(config.methods):
         raise UserError(f"config key methods: name each method once, at least one, got {config.methods}")
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
     for key, value in flatten(config).items():
         low, high = _bounds(key)
         for number in value if isinstance(value, tuple) else (value,):
@@ -130,12 +142,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 continue
             if isinstance(number, (int, float)) and not low <= number <= high:
                 raise UserError(f"config key {key}={value} must lie in [{low:g}, {high:g}]")
-    if config.label_noise.kind == "file" and not config.label_noise.path:
-        raise UserError("config key label_noise.kind=file needs label_noise.path, a dataset.json of noisy labels")
-    if "init" in config.methods and not config.init_from:
-        raise UserError("config key methods: init samples the model that config key init_from names; give both")
-    if config.classifier.init_from and config.classifier.folds != 1:
-        raise UserError("config key classifier.init_from is one classifier for all images: set classifier.folds=1")
+
+
+def _check_widths(config: ml_collections.ConfigDict) -> None:
     if config.network.multipliers == () or config.classifier.widths == () or config.evaluation.widths == ():
         raise UserError("config keys network.multipliers, classifier.widths, evaluation.widths need an entry")
     for key in ("network.multipliers", "classifier.widths", "evaluation.widths"):
@@ -145,11 +154,19 @@ def validate(config: ml_collections.ConfigDict) -> None:
         first = np.ravel(_at(config, key))[0]
         if first % 2:
             raise UserError(f"config key {key}: {first} must be even: half of it embeds the noise level as sines")
-    needed = {"stages": None, "cnn": 2}.get(config.classifier.network, 1)
-    if needed and len(config.classifier.widths) != needed:
-        raise UserError(
-            f"config key classifier.widths={config.classifier.widths}: {config.classifier.network} takes {needed}"
-        )
+    network, widths = config.classifier.network, config.classifier.widths
+    needed = {"stages": None, "cnn": 2}.get(network, 1)
+    if needed and len(widths) != needed:
+        raise UserError(f"config key classifier.widths={widths}: {network} takes {needed}")
+
+
+def _check_combinations(config: ml_collections.ConfigDict) -> None:
+    if config.label_noise.kind == "file" and not config.label_noise.path:
+        raise UserError("config key label_noise.kind=file needs label_noise.path, a dataset.json of noisy labels")
+    if "init" in config.methods and not config.init_from:
+        raise UserError("config key methods: init samples the model that config key init_from names; give both")
+    if config.classifier.init_from and config.classifier.folds != 1:
+        raise UserError("config key classifier.init_from is one classifier for all images: set classifier.folds=1")
     if config.process.sigma_min >= config.process.sigma_max:
         raise UserError("config key process.sigma_min must be below process.sigma_max")
     floor = "tdsm_floor" in config.methods or ("tdsm" in config.methods and config.mixture.rule == "floor")

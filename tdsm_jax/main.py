@@ -45,14 +45,14 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--workdir={workdir} is a file; give a folder")
     runtime.configure(compilation_cache=str(workdir / "compiled"))
     # Imported here: these are slow, and neither --help nor the refusal of a bad config needs them.
-    from tdsm_jax import plan
+    from tdsm_jax import checks, plan
     from tdsm_jax.run import Run
 
     run = Run(config, workdir)
     planned = pipeline.plan(plan.units(run), config, workdir)
     todo = pipeline.select(planned, tuple(_STAGES.value))
     if any(p.unit.name != "sample/init" for p in todo):  # which needs no data
-        run.check()
+        checks.check(run)
     if _DRY_RUN.value:
         print(json.dumps(configuration.resolved(config), indent=2))
         print(pipeline.describe(planned, todo))
@@ -89,7 +89,8 @@ def complete(argv: list[str]) -> list[str]:
     base = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
     if not base.is_file():
         raise UserError("--config.init_from needs a --config too where the folder configs/ is not installed")
-    default = [] if "workdir" in names else ["--workdir=runs/init"]
+    model = next(a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config.init_from="))
+    default = [] if "workdir" in names else [f"--workdir=runs/samples-of-{pathlib.Path(model).parent.name or 'model'}"]
     return [argv[0], f"--config={base}", "--config.methods=('init',)", *default, *argv[1:]]
 
 

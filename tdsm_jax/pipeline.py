@@ -9,7 +9,8 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -27,8 +28,8 @@ class Unit:
     """One step of a run: "stage" or "stage/method".
 
     `reads` are the config keys and sections that change its result, `needs` the units it builds on, `makes`
-    the files and folders under the workdir that it writes, `run` the work, `inputs` the files from elsewhere whose
-    content it depends on.
+    the files and folders under the workdir that it writes, `run` the work, `inputs` a hash of each
+    file from elsewhere that it depends on.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Unit:
     needs: tuple[str, ...]
     makes: tuple[str, ...]
     run: Callable[[], None]
-    inputs: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = MappingProxyType({})
 
     @property
     def stage(self) -> str:
@@ -67,7 +68,7 @@ def plan(units: list[Unit], config: Any, workdir: pathlib.Path) -> list[Planned]
             key: value for key, value in flat.items() if any(key == r or key.startswith(f"{r}.") for r in unit.reads)
         }
         values |= {f"unit {name}": hashes[name] for name in unit.needs}
-        values |= {f"file {path}": files.file_digest(path) for path in unit.inputs}
+        values |= {f"file {path}": digest for path, digest in unit.inputs.items()}
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         hashes[unit.name] = files.digest(values)
         manifest = read_manifest(workdir, unit.name)

@@ -2,9 +2,10 @@
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
-from tdsm_jax import results, stages
+from tdsm_jax import files, results, stages
 from tdsm_jax.errors import UserError
 from tdsm_jax.pipeline import Unit
 from tdsm_jax.run import Run
@@ -63,11 +64,11 @@ def _model_units(run: Run, method: str) -> list[Unit]:
     ]
 
 
-def _given(path: str) -> tuple[str, ...]:
-    """The file that a config key names, if any; `UserError` where there is none of that name."""
+def _given(path: str) -> dict[str, str]:
+    """The hash of the file that a config key names, if any; `UserError` where there is none of that name."""
     if path and not pathlib.Path(path).is_file():
         raise UserError(f"{path}: no such file (a config key init_from names it)")
-    return (path,) if path else ()
+    return {path: files.file_digest(path)} if path else {}
 
 
 def _result_units(run: Run) -> list[Unit]:
@@ -92,6 +93,8 @@ def _unit(
     needs: tuple[str, ...],
     makes: tuple[str, ...],
     *method: str,
-    inputs: tuple[str, ...] = (),
+    inputs: Mapping[str, str] = MappingProxyType({}),
 ) -> Unit:
+    if "data" in reads:
+        inputs = {**inputs, **run.data_inputs}
     return Unit(name, reads, needs, makes, functools.partial(work, run, *method), inputs)

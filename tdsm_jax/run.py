@@ -14,11 +14,12 @@ from tdsm_jax import files
 from tdsm_jax.data import label_files, sources
 from tdsm_jax.data.augment import LABEL_SIZE
 from tdsm_jax.data.batches import batch_indices
+from tdsm_jax.data.edm_zip import fingerprint
 from tdsm_jax.data.sources import Dataset, to_float
 from tdsm_jax.diffusion.mixture import floor_slots
 from tdsm_jax.diffusion.process import EDM, PROCESSES, Process
 from tdsm_jax.errors import UserError
-from tdsm_jax.labels import corruption, transition
+from tdsm_jax.labels import corruption
 from tdsm_jax.labels.weights import WeightTable, make_table
 from tdsm_jax.networks.classifier import Classifier
 from tdsm_jax.networks.mnist_cnn import MnistCNN
@@ -50,53 +51,15 @@ class Run:
     def __init__(self, config: Any, workdir: pathlib.Path):
         self.config, self.workdir = config, workdir
 
-    def check(self) -> None:
-        """Raises `UserError` for what can be known to fail before anything is built."""
-        if self.config.init_from:
-            self.check_initial()
-        for section in ("classifier", "score", "sampling", "evaluation"):
-            parallel.check_divisible(f"{section}.batch_size", self.config[section].batch_size)
-        height, width = self.train_set.images.shape[1:3]
-        c = self.config.classifier
-        for name, levels in (
-            ("network.multipliers", len(self.config.network.multipliers) - 1),
-            ("classifier.widths", 0 if c.network in BLOCKS else len(c.widths)),
-            ("evaluation.widths", len(self.config.evaluation.widths)),
-        ):
-            if height % 2**levels or width % 2**levels:
-                raise UserError(f"config key {name} halves {height}x{width} images {levels} times; use fewer entries")
-        smallest = int(np.bincount(self.train_set.labels, minlength=self.num_classes).min())
-        if self.config.evaluation.nearest >= smallest:
-            raise UserError(
-                f"config key evaluation.nearest={self.config.evaluation.nearest} must be below the {smallest} training "
-                "images of the smallest class"
-            )
-        if min(np.bincount(self.test_set.labels, minlength=self.num_classes)) < 2:
-            raise UserError("the test set needs two images of each class; raise config key data.test_fraction")
-        # An estimator could not mend what the labels do not hold: the matrix they are drawn from decides.
-        transition.check_invertible(self.known_S, self.config.transition.condition_limit)
-
-    def check_initial(self) -> None:
-        """Raises `UserError` where the model that training starts from is not one for this config and its data."""
-        path, model = self.config.init_from, self.initial
-        images, K = self.train_set.images.shape[1:], self.num_classes
-        if model.image_shape != images or model.network.num_classes != K:
-            raise UserError(
-                f"{path} makes images {model.image_shape} of {model.network.num_classes} classes; "
-                f"{self.config.data.name} has {images} of {K}"
-            )
-        if type(model.process) is not type(self.process):
-            raise UserError(f"{path} was trained with {type(model.process).__name__}: set --config.process.kind to it")
-        if self.config.score.augment and not model.network.augment_dim:
-            raise UserError(f"{path} takes no augmentation label: set --config.score.augment=0")
-        shapes = model_file.variable_shapes(self.network, images)
-        model_file.check_params(model.params, shapes, f"{path}, given the keys config.network,")
-
     @functools.cached_property
     def process(self) -> Process:
         """The score network's process."""
         kind = self.config.process.kind
-        return self.classifier_process if kind == "edm" else PROCESSES[kind]()
+        if kind == "edm":
+            return self.classifier_process
+        # The constants of vp and ve are no config keys: a model that training starts from brings its own.
+        given = self.config.init_from and isinstance(self.initial.process, PROCESSES[kind])
+        return self.initial.process if given else PROCESSES[kind]()
 
     @property
     def classifier_process(self) -> EDM:
@@ -115,6 +78,13 @@ class Run:
     @functools.cached_property
     def _splits(self) -> tuple[Dataset, Dataset]:
         return sources.load(sources.DataSpec(**self.config.data))
+
+    @functools.cached_property
+    def data_inputs(self) -> dict[str, str]:
+        """Hashes of the archives and label files that the config names."""
+        data = self.config.data
+        paths = (data.path, data.test_path, data.labels_path, self.config.label_noise.path)
+        return {path: fingerprint(path) for path in paths if path}
 
     @property
     def train_set(self) -> Dataset:
@@ -139,7 +109,10 @@ class Run:
     def read_labels(self) -> np.ndarray:
         """Returns the noisy labels [N] that config.label_noise.path holds."""
         data, path = self.config.data, self.config.label_noise.path
-        return sources.archive_labels(sources.DataSpec(**data), "" if path == data.path else path)
+        y_tilde = sources.archive_labels(sources.DataSpec(**data), "" if path == data.path else path)
+        if y_tilde.max() >= self.num_classes:
+            raise UserError(f"{path} holds label {y_tilde.max()}, but {data.path} has {self.num_classes} classes")
+        return y_tilde
 
     @functools.cached_property
     def label_file(self) -> label_files.LabelFile:
@@ -167,6 +140,21 @@ class Run:
     @functools.cached_property
     def fold(self) -> np.ndarray:
         return assign_folds(len(self.train_set.labels), self.config.classifier.folds, self.config.seed)
+
+    def given_classifier(self) -> Fitted:
+        """Returns the fitted classifier that the config names, with the known S unless it brings its own."""
+        path, network = self.config.classifier.init_from, self.classifier
+        fitted = classifiers.read_fitted(path)
+        x = jnp.zeros((1, *self.train_set.images.shape[1:]))
+        shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(1))
+        model_file.check_params(fitted.params, shapes, f"{path}, given the keys config.classifier,")
+        if self.config.transition.estimator == "known":
+            return fitted._replace(S=self.known_S)
+        if fitted.S.shape != self.known_S.shape:
+            raise UserError(
+                f"{path} has no transition head of {self.num_classes} classes; set transition.estimator=known"
+            )
+        return fitted
 
     @functools.cached_property
     def fitted(self) -> list[Fitted]:
@@ -205,6 +193,11 @@ class Run:
             jnp.dtype(n.dtype),
         )
 
+    def labelled_batch(self, index: np.ndarray, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Returns x0, label (as given, unless others are named) and fold of some training images."""
+        label = (self.y_tilde if labels is None else labels)[index]
+        return {"x0": to_float(self.train_set.images[index]), "label": label, "fold": self.fold[index]}
+
     def initial_params(self) -> Any:
         if self.config.init_from:
             return self.initial.params
@@ -240,22 +233,16 @@ class Run:
         Networks, batches and noise are the same for every method: they differ by the objective alone.
         """
         config, seed = self.config.score, self.config.seed
-        images = self.train_set.images
         labels = self.train_set.labels if method == "clean" else self.y_tilde
         objective = self.objective(method)
         given = None if objective.rule == "own" else score.Given(self.table, self.cross_fitted)
 
         def batches(step: int) -> dict[str, np.ndarray]:
-            index = batch_indices(seed, step, config.batch_size, len(images))
-            batch = {
-                "x0": to_float(images[index]),
-                "label": labels[index],
-                "fold": self.fold[index],
-                "position": np.arange(config.batch_size),
-            }
+            index = batch_indices(seed, step, config.batch_size, len(labels))
+            batch = self.labelled_batch(index, labels) | {"position": np.arange(config.batch_size)}
             return batch | {"image_posterior": self.image_posterior[index]} if objective.draws_labels else batch
 
-        if given and self.config.mixture.packed and objective.own_gradient:
+        if given and self.config.mixture.packed and objective.own_gradient and objective.rule != "sampled":
             probes, probe_key = map(batches, range(PROBE_BATCHES)), stream_key(seed, "capacity")
             capacity = score.measure_capacity(self.weigher, self.process, objective, given, probes, probe_key)
             objective = dataclasses.replace(objective, capacity=capacity)

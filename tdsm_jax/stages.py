@@ -10,10 +10,10 @@ import numpy as np
 from tdsm_jax import files
 from tdsm_jax.data import label_files, sources
 from tdsm_jax.data.augment import augment
-from tdsm_jax.data.sources import to_float
+from tdsm_jax.data.batches import in_batches
 from tdsm_jax.diffusion import sampling
+from tdsm_jax.diffusion.objectives import add_noise
 from tdsm_jax.diffusion.process import make_denoiser
-from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import grids
 from tdsm_jax.labels import transition
 from tdsm_jax.labels.losses import forward_corrected
@@ -21,11 +21,11 @@ from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table, poster
 from tdsm_jax.run import Run, optimisation
 from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training import loop, model_file, parallel
-from tdsm_jax.training.classifier import FitSettings, Fitted
+from tdsm_jax.training.classifier import FitSettings
 from tdsm_jax.training.cross_fit import cross_fitted_logits
 from tdsm_jax.training.logs import Progress
 from tdsm_jax.training.model_file import Model
-from tdsm_jax.training.state import stream_key
+from tdsm_jax.training.state import example_keys, normal_like, stream_key
 
 CLEAN_SIGMA = 0.02  # the noise level that classifiers are told for a clean image: one they were fitted at
 QUALITY_SIGMAS = np.geomspace(0.02, 5.0, 9)  # where the classifiers' quality is measured
@@ -58,7 +58,7 @@ def fit_classifier(run: Run) -> None:
     for f in range(c.folds):
         name = f"fold{f}"
         if c.init_from:
-            fitted = given_classifier(run)
+            fitted = run.given_classifier()
         else:
             held_out = run.fold == f if c.folds > 1 else np.zeros(len(run.fold), bool)
             fitted = classifiers.fit(
@@ -75,20 +75,6 @@ def fit_classifier(run: Run) -> None:
         if c.temperature:
             fitted = fitted._replace(temperature=c.temperature)
         classifiers.write_fitted(run.workdir / "classifier" / f"{name}.npz", fitted)
-
-
-def given_classifier(run: Run) -> Fitted:
-    """Returns the fitted classifier that the config names, with the known S unless it brings its own."""
-    path, network = run.config.classifier.init_from, run.classifier
-    fitted = classifiers.read_fitted(path)
-    x = jnp.zeros((1, *run.train_set.images.shape[1:]))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(1))
-    model_file.check_params(fitted.params, shapes, f"{path}, given the keys config.classifier,")
-    if run.config.transition.estimator == "known":
-        return fitted._replace(S=run.known_S)
-    if fitted.S.shape != run.known_S.shape:
-        raise UserError(f"{path} has no transition head of {run.num_classes} classes; use transition.estimator=known")
-    return fitted
 
 
 def make_weight_table(run: Run) -> None:
@@ -116,18 +102,23 @@ def make_weight_table(run: Run) -> None:
 def classifier_quality(run: Run, table: WeightTable) -> dict[str, Any]:
     """Returns the out-of-fold quality at each of `QUALITY_SIGMAS`; clean labels are read to report, not to train."""
     y, y_tilde = run.train_set.labels, run.y_tilde
-    x0, fold = jnp.asarray(to_float(run.train_set.images)), jnp.asarray(run.fold)
     key, weigher, cross_fitted = stream_key(run.config.seed, "classifier_quality"), run.weigher, run.cross_fitted
 
     @jax.jit
-    def measure(sigma: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        x_t = x0 + sigma * jax.random.normal(key, x0.shape)
-        sigmas = jnp.full(len(x0), sigma)
-        logits = cross_fitted_logits(weigher, cross_fitted, x_t, sigmas, fold)
-        own = posterior(table, logits, y_tilde)[jnp.arange(len(x0)), y_tilde]
+    def measure(batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+        x0, sigma, y_tilde = batch["x0"], batch["sigma"], batch["label"]
+        x_t = add_noise(x0, sigma, normal_like(example_keys(key, batch["level"][0], batch["position"]), x0))
+        logits = cross_fitted_logits(weigher, cross_fitted, x_t, sigma, batch["fold"])
+        own = jnp.take_along_axis(posterior(table, logits, y_tilde), y_tilde[:, None], axis=1)[:, 0]
         return logits.argmax(axis=1), own, forward_corrected(logits, y_tilde, table.log_S)
 
-    rows = [measure(sigma, jax.random.fold_in(key, i)) for i, sigma in enumerate(QUALITY_SIGMAS)]
+    def at(level: int, index: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
+        sigma, levels = np.float32(QUALITY_SIGMAS[level]), np.full(len(index), level)
+        batch = run.labelled_batch(index) | {"sigma": np.full(len(index), sigma), "level": levels, "position": index}
+        return measure(batch)
+
+    size = run.config.classifier.batch_size
+    rows = [in_batches(functools.partial(at, level), len(y), size) for level in range(len(QUALITY_SIGMAS))]
     return {
         "sigma": QUALITY_SIGMAS.tolist(),
         "accuracy": [float(np.mean(seen == y)) for seen, _, _ in rows],
@@ -143,17 +134,14 @@ def make_posterior(run: Run) -> None:
     weigher, cross_fitted, table = run.weigher, run.cross_fitted, run.table
 
     @jax.jit
-    def posterior_of(x0: jax.Array, fold: jax.Array, y_tilde: jax.Array) -> jax.Array:
-        sigma = jnp.full(len(x0), CLEAN_SIGMA)
-        return posterior(table, cross_fitted_logits(weigher, cross_fitted, x0, sigma, fold), y_tilde)
+    def posterior_of(batch: dict) -> jax.Array:
+        sigma = jnp.full(batch["label"].shape, CLEAN_SIGMA)
+        logits = cross_fitted_logits(weigher, cross_fitted, batch["x0"], sigma, batch["fold"])
+        return posterior(table, logits, batch["label"])
 
-    images, y_tilde, fold = run.train_set.images, run.y_tilde, run.fold
-    size = min(run.config.classifier.batch_size, len(images))
-    rows = []
-    for start in range(0, len(images), size):
-        index = np.arange(start, start + size) % len(images)  # the last batch is filled up
-        rows.append(np.asarray(posterior_of(to_float(images[index]), fold[index], y_tilde[index])))
-    files.write_arrays(run.workdir / "image_posterior.npz", {"w": np.concatenate(rows)[: len(images)]})
+    size = run.config.classifier.batch_size
+    w = in_batches(lambda index: posterior_of(run.labelled_batch(index)), len(run.y_tilde), size)
+    files.write_arrays(run.workdir / "image_posterior.npz", {"w": w})
 
 
 def train_score(run: Run, method: str) -> None:
@@ -187,10 +175,11 @@ def sample(run: Run, method: str) -> None:
     key = stream_key(run.config.seed, "sample")
     latents_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), model.image_shape)))
     labels = np.arange(config.per_class * K, dtype=np.int32) % K  # sample i depends on i alone
+    size = min(config.batch_size, parallel.round_up(len(labels)))
     images = []
-    with Progress(f"sample/{method}", -(-len(labels) // config.batch_size), config.batch_size) as progress:
-        for start in range(0, len(labels), config.batch_size):
-            index = np.arange(start, start + config.batch_size) % len(labels)  # the last batch is filled up
+    with Progress(f"sample/{method}", -(-len(labels) // size), size) as progress:
+        for start in range(0, len(labels), size):
+            index = np.arange(start, start + size) % len(labels)  # the last batch is filled up
             batch = parallel.split({"index": index, "label": labels[index]}, run.mesh)
             bound = functools.partial(lambda label, x, sigma: denoise(params, x, sigma, label), batch["label"])
             made = sampling.heun(bound, latents_of(batch["index"]), sigmas)

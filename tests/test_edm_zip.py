@@ -500,3 +500,26 @@ def test_the_command(tmp_path):
 
     code, out, err = convert("--source=digits", f"--out={clean}")
     assert (code, out, err) == (2, "", f"error: {clean} exists; give another path or remove it\n")
+
+
+def test_convert_refuses_what_says_nothing_and_labels_that_are_no_class(tmp_path):
+    code, _, err = convert("--source=digits", f"--out={tmp_path / 'a.zip'}", "--num_images=5")
+    assert code == 2 and "--num_images says nothing about digits" in err and not (tmp_path / "a.zip").exists()
+    names = edm_zip.image_names(1438)
+    noisy = tmp_path / "noisy.json"
+    noisy.write_text(edm_zip.labels_text(names, np.full(len(names), 12), ()))
+    code, _, err = convert("--source=digits", f"--out={tmp_path / 'b.zip'}", f"--labels={noisy}")
+    assert code == 2 and "label 12, but the source has 10 classes" in err and not (tmp_path / "b.zip").exists()
+
+
+def test_the_fingerprint_changes_with_the_labels_and_the_images_of_an_archive(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1)).astype(np.uint8)
+    prints = []
+    for number, (pixels, labels) in enumerate([(images, range(6)), (images, [0] * 6), (255 - images, range(6))]):
+        for path in (tmp_path / f"{number}.zip", tmp_path / f"{number}"):
+            edm_zip.write(path, pixels, np.array(list(labels), np.int32))
+            prints.append(edm_zip.fingerprint(path))
+            assert edm_zip.fingerprint(path) == prints[-1]
+    zips, folders = prints[::2], prints[1::2]
+    assert len(set(zips)) == 3 and folders[0] != folders[1]
+    assert edm_zip.fingerprint(tmp_path / "0" / "dataset.json") != edm_zip.fingerprint(tmp_path / "1" / "dataset.json")

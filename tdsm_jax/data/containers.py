@@ -29,6 +29,10 @@ class Folder:
         """Returns the bytes of one of `names`; more than `limit` of them are a `UserError`."""
         return read_file(self._path / name, limit)
 
+    def listing(self) -> list:
+        """Returns name and size of every file, in order."""
+        return [[name, (self._path / name).stat().st_size] for name in sorted(self.names)]
+
     def close(self) -> None:
         """There is nothing to close."""
 
@@ -60,6 +64,10 @@ class Zip:
         except _DAMAGE as error:
             raise UserError(f"{self._path}: {name} cannot be unpacked ({error}); copy or download it again") from None
 
+    def listing(self) -> list:
+        """Returns name, size and checksum of every file, in order."""
+        return [[info.filename, info.file_size, info.CRC] for info in sorted(self._zip.infolist(), key=_name_of)]
+
     def close(self) -> None:
         """Closes the zip file."""
         self._zip.close()
@@ -77,6 +85,10 @@ def read_file(path: pathlib.Path, limit: int) -> bytes:
     if len(content) > limit:
         raise UserError(f"{path}: larger than {limit} bytes, the most that is read")
     return content
+
+
+def _name_of(info: zipfile.ZipInfo) -> str:
+    return info.filename
 
 
 def _refuse_listing(error: OSError) -> None:

@@ -46,13 +46,12 @@ def main(arguments: argparse.Namespace) -> None:
             raise UserError(f"{path} exists; give another path or remove it")
     source = read_source(arguments)
     labels = source.labels
-    if arguments.labels:
-        noisy = read_noisy(arguments.labels, source)
-        if arguments.labels_out:
-            files.write_text(arguments.labels_out, edm_zip.labels_text(source.names, noisy, source.class_names))
-        else:
-            labels = noisy
+    noisy = read_noisy(arguments.labels, source) if arguments.labels else None
+    if noisy is not None and not arguments.labels_out:
+        labels = noisy
     edm_zip.write(arguments.out, source.images, labels, source.class_names, source.names)
+    if arguments.labels_out:
+        files.write_text(arguments.labels_out, edm_zip.labels_text(source.names, noisy, source.class_names))
     count, height, width, channels = source.images.shape
     print(f"{arguments.out}: {count} images of {height}x{width}x{channels}")
 
@@ -60,6 +59,10 @@ def main(arguments: argparse.Namespace) -> None:
 def read_source(arguments: argparse.Namespace) -> Labelled:
     """Returns the images of a named source or of an archive, the latter under the names they have there."""
     source = arguments.source
+    for field in _spec_fields():
+        read = source == "synthetic" or (source in NAMED and field.name in ("test_fraction", "split_seed"))
+        if getattr(arguments, field.name) is not None and not read:
+            raise UserError(f"--{field.name} says nothing about {source}; leave it out")
     if source not in NAMED:
         if not pathlib.Path(source).exists():
             raise UserError(f"--source={source}: no such archive, and no such dataset{did_you_mean(source, NAMED)}")
@@ -70,6 +73,7 @@ def read_source(arguments: argparse.Namespace) -> Labelled:
             labels = None if labels_are_replaced else archive.labels
             return Labelled(archive.names, archive.load(), labels, archive.class_names)
     given = {field.name: getattr(arguments, field.name) for field in _spec_fields()}
+    given = {name: value for name, value in given.items() if value is not None}
     train, test = sources.load(DataSpec(source, **given))
     chosen = train if arguments.split == "train" else test
     return Labelled(edm_zip.image_names(len(chosen.images)), chosen.images, chosen.labels, chosen.class_names)
@@ -83,7 +87,10 @@ def _spec_fields() -> list[dataclasses.Field]:
 def read_noisy(path: str, source: Labelled) -> np.ndarray:
     """Returns the noisy labels int32 [N] of `source` from a label file of ours or from a dataset.json."""
     if label_files.FORMAT.encode() not in read_file(pathlib.Path(path), edm_zip.MAX_LABELS_BYTES):
-        return edm_zip.read_labels(path, source.names)
+        labels = edm_zip.read_labels(path, source.names)
+        if source.class_names and labels.max() >= len(source.class_names):
+            raise UserError(f"{path} holds label {labels.max()}, but the source has {len(source.class_names)} classes")
+        return labels
     label_file = label_files.read(path)
     class_names = source.class_names or tuple(str(y) for y in range(label_file.num_classes))
     unused = np.zeros(len(source.images), np.int32)  # noisy labels are bound to images, not to clean labels
@@ -102,5 +109,5 @@ if __name__ == "__main__":
         "--labels_out", default="", help="write the noisy labels here; the archive keeps the clean ones"
     )
     for field in _spec_fields():
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help="%(default)s")
+        parser.add_argument(f"--{field.name}", type=field.type, help=f"of a named source ({field.default})")
     run_command(parser, main)

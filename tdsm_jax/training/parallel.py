@@ -8,8 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tdsm_jax.errors import UserError
-
-AXIS = "data"  # the name a per-device step averages over
+from tdsm_jax.networks.resnet import AXIS as AXIS  # the name a per-device step averages over
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -24,8 +23,14 @@ def check_divisible(name: str, batch_size: int) -> None:
     if batch_size % devices:
         raise UserError(
             f"{name}={batch_size} does not split over {devices} devices; "
-            f"use a multiple of {devices}, such as {-(-batch_size // devices) * devices}"
+            f"use a multiple of {devices}, such as {round_up(batch_size)}"
         )
+
+
+def round_up(batch_size: int) -> int:
+    """Returns the next batch size that splits evenly over the devices."""
+    devices = jax.local_device_count()
+    return -(-batch_size // devices) * devices
 
 
 def data_parallel(step: Callable, mesh: Mesh, given: Any) -> Callable:

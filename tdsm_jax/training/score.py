@@ -74,7 +74,7 @@ def make_step(
     """
 
     def step(state: TrainState, batch: dict, key: jax.Array, given: Given | None) -> tuple[TrainState, dict]:
-        keys = jax.vmap(lambda k: jax.random.split(k, 6))(example_keys(key, state.step, batch["position"]))
+        keys = step_keys(key, state.step, batch["position"])
         noised = make_noised(process, objective, batch["x0"], keys)
         dropped = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(keys[:, 2])
         dropout_keys = keys[:, 3] if network.dropout_rate else None
@@ -123,8 +123,13 @@ def mixture_loss(
     return loss, {"kept_mass": mixed.kept_mass, "overflow": mixed.overflow}
 
 
+def step_keys(key: jax.Array, step: jax.Array, position: jax.Array) -> jax.Array:
+    """Returns six keys an example [B,6]: noise level, noise, label dropout, dropout, augmentation, drawn classes."""
+    return jax.vmap(lambda k: jax.random.split(k, 6))(example_keys(key, step, position))
+
+
 def make_noised(process: Process, objective: Objective, x0: jax.Array, keys: jax.Array) -> Noised:
-    """Augments if asked, draws a noise level and noises each example. Shapes: x0 [B,H,W,C], keys [B,>=5]."""
+    """Augments if asked, draws a noise level and noises each example. Shapes: x0 [B,H,W,C], keys [B,6]."""
     augment_label = None
     if objective.augment:
         x0, augment_label = augment(keys[:, 4], x0, objective.augment)
@@ -176,7 +181,7 @@ def measure_capacity(
 
     @jax.jit
     def occupied(batch: dict) -> jax.Array:
-        keys = jax.vmap(lambda k: jax.random.split(k, 5))(example_keys(key, jnp.int32(0), batch["position"]))
+        keys = step_keys(key, jnp.int32(0), batch["position"])
         noised = make_noised(process, objective, batch["x0"], keys)
         slots = draw_plan(weigher, objective, given, noised, batch["label"], batch["fold"], keys[:, 5])
         return jnp.count_nonzero(slots.weights[:, 1:]) / len(batch["label"])

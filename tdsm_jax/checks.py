@@ -1,0 +1,63 @@
+"""What can be known to fail before anything is built: the config against its data and the files it names."""
+
+import numpy as np
+
+from tdsm_jax.diffusion.process import EDM, Process
+from tdsm_jax.errors import UserError
+from tdsm_jax.labels import transition
+from tdsm_jax.networks.resnet import BLOCKS
+from tdsm_jax.run import Run
+from tdsm_jax.training import model_file, parallel
+
+
+def check(run: Run) -> None:
+    """Raises `UserError` for what can be known to fail before anything is built."""
+    if run.config.init_from:
+        check_initial(run)
+    if run.config.label_noise.path:
+        run.read_labels()
+    if run.config.classifier.init_from:
+        run.given_classifier()
+    for section in ("classifier", "score", "sampling", "evaluation"):
+        parallel.check_divisible(f"{section}.batch_size", run.config[section].batch_size)
+    height, width = run.train_set.images.shape[1:3]
+    c = run.config.classifier
+    for name, levels in (
+        ("network.multipliers", len(run.config.network.multipliers) - 1),
+        ("classifier.widths", 0 if c.network in BLOCKS else len(c.widths)),
+        ("evaluation.widths", len(run.config.evaluation.widths)),
+    ):
+        if height % 2**levels or width % 2**levels:
+            raise UserError(f"config key {name} halves {height}x{width} images {levels} times; use fewer entries")
+    smallest = int(np.bincount(run.train_set.labels, minlength=run.num_classes).min())
+    if run.config.evaluation.nearest >= smallest:
+        raise UserError(
+            f"config key evaluation.nearest={run.config.evaluation.nearest} must be below the {smallest} training "
+            "images of the smallest class"
+        )
+    if min(np.bincount(run.test_set.labels, minlength=run.num_classes)) < 2:
+        raise UserError("the test set needs two images of each class; raise config key data.test_fraction")
+    # An estimator could not mend what the labels do not hold: the matrix they are drawn from decides.
+    transition.check_invertible(run.known_S, run.config.transition.condition_limit)
+
+
+def check_initial(run: Run) -> None:
+    """Raises `UserError` where the model that training starts from is not one for this config and its data."""
+    path, model = run.config.init_from, run.initial
+    images, K = run.train_set.images.shape[1:], run.num_classes
+    if model.image_shape != images or model.network.num_classes != K:
+        raise UserError(
+            f"{path} makes images {model.image_shape} of {model.network.num_classes} classes; "
+            f"{run.config.data.name} has {images} of {K}"
+        )
+    if preconditioning(model.process) != preconditioning(run.process):
+        raise UserError(f"{path} was trained with {model.process}, the config says {run.process}: set config.process")
+    if run.config.score.augment and not model.network.augment_dim:
+        raise UserError(f"{path} takes no augmentation label: set --config.score.augment=0")
+    shapes = model_file.variable_shapes(run.network, images)
+    model_file.check_params(model.params, shapes, f"{path}, given the keys config.network,")
+
+
+def preconditioning(process: Process) -> tuple:
+    """Returns what a network trained under a process is bound to."""
+    return type(process), process.sigma_data if isinstance(process, EDM) else process
