@@ -29,6 +29,7 @@ setup(
         "numpy>=2.1",  # label corruption, statistics
         "absl-py>=2.2",  # flags
         "scikit-learn>=1.6",  # ships the handwritten digits: the default data, no download
+        "scipy>=1.14",  # quantiles of instance-dependent label noise
         "pillow>=11",  # PNG images of archives and grids
         "safetensors>=0.5",  # state dicts for PyTorch that nothing executes
         "tqdm>=4.66",  # progress bars with time left and images/s

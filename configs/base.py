@@ -29,10 +29,15 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "num_images": 1000,
             },
             "label_noise": {
-                "kind": "sym",  # sym, pair, asym; file: whatever matrix the labels of `path` realise
+                "kind": "sym",  # drawn: sym, sym_inclusive, pair, asym, instance; clean: taken for sym of this rate;
+                # from `path`: matrix (to draw from), file (labels), human (CIFAR-10N and CIFAR-100N)
                 "rate": 0.4,
                 "table": "digits",  # which classes asym confuses: digits, mnist, cifar10, cifar100
-                "path": "",  # archive: a dataset.json of noisy labels, or data.path for its own; "": draw them
+                "exact": False,  # flip the same number in every run instead of each label by chance
+                "imbalance": 1.0,  # images of the smallest class over those of the largest, before corruption
+                "path": "",  # a file of labels also goes with a drawn kind, which then says their matrix
+                "column": "",  # of a table: which column; human: aggre_label, worse_label, noisy_label, ...
+                "order_path": "",  # human: image_order_c10.npy where the file is in TFDS's order
             },
             "transition": {
                 "estimator": "known",  # known: the matrix the labels were drawn from; volmin: learnt from them

@@ -14,7 +14,8 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     """Returns the config for arguments such as "noise=pair,rate=0.2,methods=dsm+tdsm,seed=1,smoke"."""
     chosen = parse_arguments(
         arguments,
-        noise=("sym", "asym", "pair"),
+        noise=("sym", "asym", "pair", "instance", "sym_inclusive"),
+        imbalance=1.0,
         rate=0.4,
         methods="dsm+tdsm+clean",
         transition=("known", "volmin"),
@@ -27,6 +28,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     config.methods = tuple(chosen.methods.split("+"))
     config.label_noise.kind = chosen.noise
     config.label_noise.rate = chosen.rate
+    config.label_noise.imbalance = chosen.imbalance
     config.transition.estimator = chosen.transition
     # Small images of high contrast: the noise that hides or shows the digit is stronger than for 32x32 photographs.
     config.process.P_mean = -0.5

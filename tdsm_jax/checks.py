@@ -14,8 +14,6 @@ def check(run: Run) -> None:
     """Raises `UserError` for what can be known to fail before anything is built."""
     if run.config.init_from:
         check_initial(run)
-    if run.config.label_noise.path:
-        run.read_labels()
     if run.config.classifier.init_from:
         run.given_classifier()
     for section in ("classifier", "score", "sampling", "evaluation"):

@@ -9,6 +9,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from tdsm_jax.data.label_files import DRAWN
 from tdsm_jax.diffusion.mixture import RULES
 from tdsm_jax.diffusion.process import PROCESSES
 from tdsm_jax.errors import UserError, did_you_mean
@@ -161,8 +162,11 @@ def _check_widths(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_combinations(config: ml_collections.ConfigDict) -> None:
-    if config.label_noise.kind == "file" and not config.label_noise.path:
-        raise UserError("config key label_noise.kind=file needs label_noise.path, a dataset.json of noisy labels")
+    kind, path = config.label_noise.kind, config.label_noise.path
+    if kind in _READ_NOISE and not path:
+        raise UserError(f"config key label_noise.kind={kind} needs label_noise.path, the file that holds it")
+    if kind == "instance" and path:
+        raise UserError("config key label_noise.path: instance-dependent labels of a file have the kind 'file'")
     if "init" in config.methods and not config.init_from:
         raise UserError("config key methods: init samples the model that config key init_from names; give both")
     if config.classifier.init_from and config.classifier.folds != 1:
@@ -176,9 +180,10 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         raise UserError("config key logging.save_every must be a multiple of logging.log_every")
 
 
+_READ_NOISE = ("matrix", "file", "human")  # kinds of label noise that a file holds
 _CHOICES = {
     "methods": METHODS,
-    "label_noise.kind": ("sym", "pair", "asym", "file"),
+    "label_noise.kind": (*DRAWN, *_READ_NOISE),
     "transition.estimator": ESTIMATORS,
     "transition.prior": ("estimated", "uniform"),
     "classifier.network": ("stages", "cnn", *BLOCKS),

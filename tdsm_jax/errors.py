@@ -16,3 +16,9 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]!r}?" if nearest else f"; valid: {', '.join(valid)}"
+
+
+def printable(text: str) -> str:
+    """Returns text of a file fit for an error message: ASCII, on one line, short."""
+    plain = ascii(text)[1:-1]
+    return plain if len(plain) <= 80 else f"{plain[:80]}..."

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tdsm_jax import files
-from tdsm_jax.data import label_files, sources
+from tdsm_jax.data import human_labels, label_files, noise_files, sources
 from tdsm_jax.data.augment import LABEL_SIZE
 from tdsm_jax.data.batches import batch_indices
 from tdsm_jax.data.edm_zip import fingerprint
@@ -80,15 +80,21 @@ class Run:
         return sources.load(sources.DataSpec(**self.config.data))
 
     @functools.cached_property
+    def _kept(self) -> np.ndarray:
+        """Indices of the training images that the class imbalance leaves."""
+        whole, ratio = self._splits[0], self.config.label_noise.imbalance
+        return corruption.imbalanced(whole.labels, ratio, whole.num_classes, self.config.seed)
+
+    @functools.cached_property
     def data_inputs(self) -> dict[str, str]:
         """Hashes of the archives and label files that the config names."""
         data = self.config.data
         paths = (data.path, data.test_path, data.labels_path, self.config.label_noise.path)
         return {path: fingerprint(path) for path in paths if path}
 
-    @property
+    @functools.cached_property
     def train_set(self) -> Dataset:
-        return self._splits[0]
+        return sources.subset(self._splits[0], self._kept)
 
     @property
     def test_set(self) -> Dataset:
@@ -99,20 +105,37 @@ class Run:
         return self.train_set.num_classes
 
     @functools.cached_property
+    def new_labels(self) -> label_files.LabelFile:
+        """The label file that the config asks for: drawn, or read where config.label_noise.path names a file."""
+        noise, K, seed, data = self.config.label_noise, self.num_classes, self.config.seed, self.train_set
+        if noise.kind == "matrix":
+            S = noise_files.read_matrix(noise.path, K)
+            return label_files.make_from_matrix(data, S, seed, noise.exact)
+        if noise.kind == "human":
+            y_tilde = human_labels.read_human_labels(noise.path, data, noise.column, noise.order_path)
+            return label_files.import_labels(data, y_tilde)
+        if noise.kind == "file":
+            return label_files.import_labels(data, self.read_labels())
+        if noise.path:
+            S = corruption.transition_matrix(noise.kind, K, noise.rate, noise.table)
+            return label_files.import_labels(data, self.read_labels(), S)
+        table = noise.table if noise.kind == "asym" else ""
+        return label_files.draw(data, noise.kind, noise.rate, seed, table=table, exact=noise.exact)
+
+    @property
     def known_S(self) -> np.ndarray:
         """The matrix that the noisy labels are drawn from, or the one that those of a file realise."""
-        noise = self.config.label_noise
-        if noise.kind == "file":
-            return label_files.import_labels(self.train_set, self.read_labels()).S
-        return corruption.transition_matrix(noise.kind, self.num_classes, noise.rate, noise.table)
+        return self.new_labels.S
 
     def read_labels(self) -> np.ndarray:
         """Returns the noisy labels [N] that config.label_noise.path holds."""
-        data, path = self.config.data, self.config.label_noise.path
+        data, path, column = self.config.data, self.config.label_noise.path, self.config.label_noise.column
+        if path != data.path and not label_files.is_dataset_json(path):
+            return label_files.read_given_labels(path, self.train_set, column)
         y_tilde = sources.archive_labels(sources.DataSpec(**data), "" if path == data.path else path)
         if y_tilde.max() >= self.num_classes:
             raise UserError(f"{path} holds label {y_tilde.max()}, but {data.path} has {self.num_classes} classes")
-        return y_tilde
+        return y_tilde[self._kept]
 
     @functools.cached_property
     def label_file(self) -> label_files.LabelFile:

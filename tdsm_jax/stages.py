@@ -33,13 +33,8 @@ QUALITY_SIGMAS = np.geomspace(0.02, 5.0, 9)  # where the classifiers' quality is
 
 def make_labels(run: Run) -> None:
     """clean labels -> labels.json, labels.png (training images, rows = the labels they were given)"""
-    noise = run.config.label_noise
-    if noise.path:
-        made = label_files.import_labels(run.train_set, run.read_labels(), run.known_S)
-    else:
-        made = label_files.make(run.train_set, noise.kind, noise.rate, run.config.seed, run.known_S)
-    label_files.write(run.workdir / "labels.json", made)
-    write_grid(run, "labels.png", run.train_set.images, made.y_tilde, run.num_classes)
+    label_files.write(run.workdir / "labels.json", run.new_labels)
+    write_grid(run, "labels.png", run.train_set.images, run.new_labels.y_tilde, run.num_classes)
 
 
 def fit_classifier(run: Run) -> None:

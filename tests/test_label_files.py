@@ -11,7 +11,16 @@ import pytest
 from tdsm_jax.data import label_files
 from tdsm_jax.data.sources import Dataset, images_hash
 from tdsm_jax.errors import UserError
-from tdsm_jax.labels.corruption import corrupt, realised_matrix, realised_rate, symmetric
+from tdsm_jax.labels.corruption import (
+    corrupt,
+    imbalanced,
+    pair,
+    realised_matrix,
+    realised_rate,
+    symmetric,
+    transition_matrix,
+)
+from tdsm_jax.labels.instance import expected_matrix, instance_dependent
 
 
 def toy(num_examples=60, labels=None):
@@ -94,6 +103,164 @@ def test_the_bytes_are_pinned(tmp_path):
     assert label_files.label_file_hash(toy_file(seed=6)) != label_files.label_file_hash(label_file)
 
 
+def ten_classes():
+    """Fixed pictures, of which no library makes a single pixel."""
+    images = (np.arange(200 * 48) * 31 % 253).astype(np.uint8).reshape(200, 4, 4, 3)
+    return Dataset("fake", images, (np.arange(200) * 7 % 10).astype(np.int32), tuple("0123456789"))
+
+
+def imbalanced_fake():
+    dataset = ten_classes()
+    return reordered(dataset, imbalanced(dataset.labels, 0.1, 10, 5))
+
+
+S10 = 0.75 * np.eye(10) + 0.25 / 10
+GOLDEN = {
+    "sym": lambda: label_files.draw(ten_classes(), "sym", 0.4, 5),
+    "sym_exact": lambda: label_files.draw(ten_classes(), "sym", 0.4, 5, exact=True),
+    "sym_inclusive": lambda: label_files.draw(ten_classes(), "sym_inclusive", 0.4, 5),
+    "pair": lambda: label_files.draw(ten_classes(), "pair", 0.4, 5),
+    "asym": lambda: label_files.draw(ten_classes(), "asym", 0.4, 5, table="cifar10"),
+    "asym_exact": lambda: label_files.draw(ten_classes(), "asym", 0.4, 5, table="cifar10", exact=True),
+    "clean": lambda: label_files.draw(ten_classes(), "clean", 0.05, 5),
+    "instance": lambda: label_files.draw(ten_classes(), "instance", 0.4, 5),
+    "matrix": lambda: label_files.make_from_matrix(ten_classes(), S10, 5),
+    "imported": lambda: label_files.import_labels(ten_classes(), (np.arange(200) * 3 % 10).astype(np.int32)),
+    "imbalanced": lambda: label_files.draw(imbalanced_fake(), "sym", 0.4, 5),
+}
+# kind -> SHA-256 of the file, SHA-256 of y_tilde as little-endian int32
+PINNED = {
+    "sym": (
+        "3bab604aa5e5f3799661aafa1d1b4bbe13af1ce6b45f1fed798ffde53a3d63c0",
+        "1585401c10cbfbb37eb5441a07eb7bec6c3f402371db508f3c227e2b8040086d",
+    ),
+    "sym_exact": (
+        "756133baa10987c1b414b8d2323d8bf54de37f9febcff1e0cdc03a04afbacb8a",
+        "21afb90677e283ac9d97ab53f0b3cfb439095db2e047b4d01ddab01a96b8e953",
+    ),
+    "sym_inclusive": (
+        "2be71aa79e63c952614cdd2cf29c2859c6df6ec3a1d27b402e6a1bb2ee526da1",
+        "53177847a6a30b16a45d531b7bad247c12c6fc8f91e5a2fd6fe77f3365c2384e",
+    ),
+    "pair": (
+        "d61512c2a17528a76b8ca4e31ac2b5bfb0f5a812ac369c8a5f05dc72e02b68e3",
+        "29ab5dbe13645a7aab0c61dbbf534206fad98b968dbf5a0569477d216b6c2742",
+    ),
+    "asym": (
+        "c6bfe7bbe463aecab3cd365aa95717ff4074384e2f1df011c8507a15fb7badd8",
+        "a806e84bb26f429f5c4ab1f567da398398e3f03e1c51476d0beb5745a43a00cf",
+    ),
+    "asym_exact": (
+        "bacb84e05b793e95bd8ef20f59c863a20d03c5ae47fdc052a754c8d598ef4e46",
+        "81420028df44e0d08ec40aa7d91136cc2cbdfa1d7e38e75d082b35ab27fdb83d",
+    ),
+    "clean": (
+        "ca6063ece40b89c36bfbe4dbcf0a1fc6a1030c9badee84dade357ac9e8d2d798",
+        "40c94a0839ff48995fad8fae6e718dfd60eb64f3b2080e55fa89239b52d21061",
+    ),
+    "instance": (
+        "ab8119f1a39a0c2c169cc3c403e22ad15e2557bca1e00d3a4d1c2a49fd7cc18b",
+        "1769e6d02e6101c8082ed229364021725cfedc770f1a396edf1ca7877164bd9c",
+    ),
+    "matrix": (
+        "13d97f0dcd30571b61c0ccc17e215e19246c255373bddf09506773919760fe6f",
+        "fbfd6a33aea5021acfcc1e90b82ade9004c978d7950a3669347f932817a29d92",
+    ),
+    "imported": (
+        "eaa1fcdd2d181a8380263031bd09cb9223e475a00d9119a19e69b13c63fa4660",
+        "0bfe5df13c564ec0a576b4541504a737bc75e2826f9cc001e9e62701ca6cfe3f",
+    ),
+    "imbalanced": (
+        "90341a9a4475513c5e977d3ca42cd5a60fe187b7f8def0ab4a30cae1be964f2f",
+        "016bcf11047a1780b922017a073322de33faa4939cb7fcad324e27ac615d37ba",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_every_kind_is_pinned(name, tmp_path):
+    """The same command gives the same bytes on every machine and with every version."""
+    label_file = GOLDEN[name]()
+    label_files.write(tmp_path / "labels.json", label_file)
+    content = (tmp_path / "labels.json").read_bytes()
+    y_tilde = label_files.read(tmp_path / "labels.json").y_tilde.astype("<i4").tobytes()
+    assert (hashlib.sha256(content).hexdigest(), hashlib.sha256(y_tilde).hexdigest()) == PINNED[name]
+
+
+@pytest.mark.parametrize("kind", ["sym", "sym_inclusive", "pair", "asym"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_drawn_labels_are_those_of_the_matrix(kind, exact):
+    dataset, S = ten_classes(), transition_matrix(kind, 10, 0.3, "mnist")
+    label_file = label_files.draw(dataset, kind, 0.3, 2, table="mnist", exact=exact)
+    np.testing.assert_array_equal(label_file.y_tilde, corrupt(dataset.labels, S, 2, exact))
+    np.testing.assert_array_equal(label_file.S, S)
+    assert (label_file.kind, label_file.rate, label_file.seed, label_file.exact) == (kind, 0.3, 2, exact)
+    if exact:
+        assert np.abs(20 * (label_file.realised_matrix - S)).max() < 1
+
+
+def test_clean_labels_stay_but_are_taken_for_noisy():
+    label_file = label_files.draw(ten_classes(), "clean", 0.05, 0)
+    np.testing.assert_array_equal(label_file.y_tilde, ten_classes().labels, strict=True)
+    np.testing.assert_array_equal(label_file.S, symmetric(10, 0.05))
+    assert (label_file.kind, label_file.rate, label_file.realised_rate) == ("clean", 0.05, 0)
+
+
+def test_instance_dependent_labels_come_with_their_average_matrix():
+    dataset = ten_classes()
+    y_tilde, p = instance_dependent(dataset.images, dataset.labels, 10, 0.4, 3)
+    label_file = label_files.draw(dataset, "instance", 0.4, 3)
+    np.testing.assert_array_equal(label_file.y_tilde, y_tilde)
+    np.testing.assert_array_equal(label_file.S, expected_matrix(p, dataset.labels))
+
+
+def test_a_matrix_brings_its_own_rate():
+    S = np.eye(3)
+    S[0] = 0.25, 0.75, 0
+    label_file = label_files.make_from_matrix(toy(labels=np.arange(60) % 4 // 2), S, 1)
+    assert (label_file.kind, label_file.rate) == ("matrix", 0.375)
+    with pytest.raises(UserError, match="sums to 2"):
+        label_files.make_from_matrix(toy(), 2 * np.eye(3), 1)
+    with pytest.raises(UserError, match=r"S has shape \(4, 4\)"):
+        label_files.make_from_matrix(toy(), np.eye(4), 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "options", "message"),
+    [
+        ("instance", 0.4, {"exact": True}, "there is no exact count"),
+        ("clean", 0.4, {"exact": True}, "nothing to draw exactly"),
+        ("clean", 1.4, {}, "rate must lie in"),
+        ("symm", 0.4, {}, "'symm'; did you mean 'sym'"),
+        ("asym", 0.4, {}, "unknown table"),
+        ("asym", 0.4, {"table": "cifar100"}, "for 100 classes, but the data has 10"),
+    ],
+)
+def test_noise_that_cannot_be_drawn(kind, rate, options, message):
+    with pytest.raises(UserError, match=message):
+        label_files.draw(ten_classes(), kind, rate, 0, **options)
+
+
+def test_only_exact_label_files_say_so(tmp_path):
+    path = tmp_path / "labels.json"
+    label_files.write(path, toy_file())
+    assert "exact" not in json.loads(path.read_text()) and not label_files.read(path).exact
+    exact = label_files.make(toy(), "pair", 0.4, 5, pair(3, 0.4), exact=True)
+    label_files.write(path, exact)
+    assert json.loads(path.read_text())["exact"] is True and label_files.read(path).exact
+
+
+def test_given_labels_come_from_label_files_and_tables(tmp_path):
+    label_file = toy_file()
+    label_files.write(tmp_path / "labels.json", label_file)
+    np.save(tmp_path / "labels.npy", label_file.y_tilde)
+    for name in ("labels.json", "labels.npy"):
+        y_tilde = label_files.read_given_labels(tmp_path / name, toy())
+        np.testing.assert_array_equal(y_tilde, label_file.y_tilde, strict=True)
+    with pytest.raises(UserError, match="another order"):
+        label_files.read_given_labels(tmp_path / "labels.json", reordered(toy(), np.arange(60)[::-1]))
+
+
 def test_the_labels_are_on_one_line_and_the_clean_ones_nowhere(tmp_path):
     label_files.write(tmp_path / "labels.json", toy_file())
     text = (tmp_path / "labels.json").read_text()
@@ -153,6 +320,7 @@ def write_changed(path, **changes):
         ({"num_classes": 1}, "num_classes must be an integer >= 2, got 1"),
         ({"num_classes": True}, "num_classes must be an integer"),
         ({"seed": -1}, "seed must be an integer >= 0"),
+        ({"exact": 1}, "exact must be true or false, got 1"),
         ({"rate": 1.5}, r"rate must be a number in \[0, 1\]"),
         ({"rate": float("nan")}, "rate must be a number"),
         ({"realised_rate": "0.4"}, "realised_rate must be a number"),

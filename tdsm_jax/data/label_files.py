@@ -7,27 +7,39 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 import re
 from typing import Any
 
 import numpy as np
 
 from tdsm_jax import files
+from tdsm_jax.data import noise_files
 from tdsm_jax.data.sources import Dataset, images_hash, images_set_hash
 from tdsm_jax.errors import UserError
-from tdsm_jax.labels.corruption import corrupt, realised_matrix, realised_rate
+from tdsm_jax.labels.corruption import (
+    CLASS_CONDITIONAL,
+    corrupt,
+    expected_rate,
+    realised_matrix,
+    realised_rate,
+    transition_matrix,
+)
+from tdsm_jax.labels.instance import expected_matrix, instance_dependent
 from tdsm_jax.labels.transition import check_stochastic
 
 FORMAT = "tdsm_jax label file"
 VERSION = 1
+DRAWN = (*CLASS_CONDITIONAL, "instance")  # the kinds of label noise that `draw` makes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelFile:
     """Noisy labels y_tilde int32 [N] and their provenance.
 
-    `S` [K, K] is the matrix they were drawn from; `realised_matrix` [K, K] and `realised_rate` are what the
-    draw gave, with a NaN row for a class without examples. `images_hash` depends on the order of the images,
+    `S` [K, K] is the matrix they were drawn from, or taken to be drawn from; `realised_matrix` [K, K] and
+    `realised_rate` are what the draw gave, with a NaN row for a class without examples. `exact` says that the two
+    matrices agree up to rounding to whole examples. `images_hash` depends on the order of the images,
     `images_set_hash` does not.
     """
 
@@ -36,6 +48,7 @@ class LabelFile:
     kind: str
     rate: float
     seed: int
+    exact: bool = dataclasses.field(default=False, kw_only=True)
     images_hash: str
     images_set_hash: str
     realised_rate: float
@@ -44,10 +57,40 @@ class LabelFile:
     y_tilde: np.ndarray
 
 
-def make(dataset: Dataset, kind: str, rate: float, seed: int, S: np.ndarray) -> LabelFile:
-    """Returns the label file of `dataset` corrupted by S [K, K] with `seed`; `kind` and `rate` describe S."""
+def draw(dataset: Dataset, kind: str, rate: float, seed: int, *, table: str = "", exact: bool = False) -> LabelFile:
+    """Returns the label file of `dataset` with label noise `kind` of `DRAWN`.
+
+    "clean" leaves the labels as they are and takes them for symmetric noise of `rate`. The S of "instance" is the
+    class average of what the images were given. `table` is read by "asym", `exact` by the kinds that draw from S;
+    elsewhere it is a `UserError`, as is whatever `transition_matrix` and `instance_dependent` refuse.
+    """
+    if kind == "instance":
+        if exact:
+            raise UserError("instance-dependent noise gives each image odds of its own: there is no exact count")
+        y_tilde, p = instance_dependent(dataset.images, dataset.labels, dataset.num_classes, rate, seed)
+        return _record(dataset, y_tilde, kind, rate, seed, expected_matrix(p, dataset.labels))
+    return make(dataset, kind, rate, seed, transition_matrix(kind, dataset.num_classes, rate, table), exact)
+
+
+def make(dataset: Dataset, kind: str, rate: float, seed: int, S: np.ndarray, exact: bool = False) -> LabelFile:
+    """Returns the label file of `dataset` corrupted by S [K, K] with `seed`; `kind` and `rate` describe S.
+
+    The kind "clean" leaves the labels as they are: S is then only what they are taken for.
+    """
     S = _matrix_of(dataset, S)
-    return _record(dataset, corrupt(dataset.labels, S, seed), kind, float(rate), int(seed), S)
+    if kind != "clean":
+        return _record(dataset, corrupt(dataset.labels, S, seed, exact), kind, rate, seed, S, exact)
+    if exact:
+        raise UserError("clean labels are left as they are: there is nothing to draw exactly")
+    check_stochastic(S)
+    return _record(dataset, dataset.labels.copy(), kind, rate, seed, S)
+
+
+def make_from_matrix(dataset: Dataset, S: np.ndarray, seed: int, exact: bool = False) -> LabelFile:
+    """Returns the label file of `dataset` corrupted by any S [K, K]: kind "matrix", the rate the expected one."""
+    S = _matrix_of(dataset, S)
+    check_stochastic(S)
+    return make(dataset, "matrix", expected_rate(dataset.labels, S), seed, S, exact)
 
 
 def import_labels(dataset: Dataset, y_tilde: np.ndarray, S: np.ndarray | None = None) -> LabelFile:
@@ -62,7 +105,26 @@ def import_labels(dataset: Dataset, y_tilde: np.ndarray, S: np.ndarray | None = 
         S = np.where(np.isnan(S), np.eye(dataset.num_classes), S)
     S = _matrix_of(dataset, S)
     check_stochastic(S)
-    return _record(dataset, np.asarray(y_tilde, np.int32), "imported", realised_rate(dataset.labels, y_tilde), 0, S)
+    rate = realised_rate(dataset.labels, y_tilde)
+    return _record(dataset, np.asarray(y_tilde, np.int32), "imported", rate, 0, S)
+
+
+def is_dataset_json(path: str | os.PathLike) -> bool:
+    """Tells a dataset.json, whose labels go by the names of images, from files that keep the order of the images."""
+    if pathlib.Path(path).suffix.lower() != ".json":
+        return False
+    content = files.read_json(path)
+    return not (isinstance(content, dict) and content.get("format") == FORMAT)
+
+
+def read_given_labels(path: str | os.PathLike, dataset: Dataset, column: str = "") -> np.ndarray:
+    """Returns the labels int32 [N] that a file gives to the images of `dataset`, in their order.
+
+    A .json file is a label file, made for these very images; others are read by `noise_files.read_labels`.
+    """
+    if pathlib.Path(path).suffix.lower() == ".json":
+        return attach(read(path), dataset)
+    return noise_files.read_labels(path, len(dataset.labels), dataset.num_classes, column)
 
 
 def _matrix_of(dataset: Dataset, S: np.ndarray) -> np.ndarray:
@@ -72,13 +134,16 @@ def _matrix_of(dataset: Dataset, S: np.ndarray) -> np.ndarray:
     return S
 
 
-def _record(dataset: Dataset, y_tilde: np.ndarray, kind: str, rate: float, seed: int, S: np.ndarray) -> LabelFile:
+def _record(
+    dataset: Dataset, y_tilde: np.ndarray, kind: str, rate: float, seed: int, S: np.ndarray, exact: bool = False
+) -> LabelFile:
     return LabelFile(
         dataset=dataset.name,
         num_classes=dataset.num_classes,
         kind=kind,
-        rate=rate,
-        seed=seed,
+        rate=float(rate),
+        seed=int(seed),
+        exact=bool(exact),
         images_hash=images_hash(dataset.images),
         images_set_hash=images_set_hash(dataset.images),
         realised_rate=realised_rate(dataset.labels, y_tilde),
@@ -140,6 +205,8 @@ def _text(label_file: LabelFile) -> str:
     fields = {"format": FORMAT, "version": VERSION, "num_examples": len(label_file.y_tilde)}
     fields |= {field.name: getattr(label_file, field.name) for field in dataclasses.fields(label_file)}
     fields["y_tilde"] = label_file.y_tilde.tolist()
+    if not label_file.exact:
+        del fields["exact"]  # said where it holds only, so that all other label files keep their hashes
     lines = []
     for key, value in fields.items():
         text = _matrix_text(value) if key in ("S", "realised_matrix") else json.dumps(value, allow_nan=False)
@@ -158,8 +225,11 @@ def _parse(content: Any) -> LabelFile:
     if content.get("version") != VERSION:
         raise _Malformed(f"label file version {content.get('version')!r}, but this program reads {VERSION}")
     expected = {"format", "version", "num_examples"} | {field.name for field in dataclasses.fields(LabelFile)}
+    content = {"exact": False, **content}
     if content.keys() != expected:
         raise _Malformed(f"missing or unknown entries: {', '.join(sorted(content.keys() ^ expected))}")
+    if type(content["exact"]) is not bool:
+        raise _Malformed(f"exact must be true or false, got {content['exact']!r}")
     num_classes = _integer(content, "num_classes", 2)
     return LabelFile(
         dataset=_name(content, "dataset"),
@@ -167,6 +237,7 @@ def _parse(content: Any) -> LabelFile:
         kind=_name(content, "kind"),
         rate=_fraction(content, "rate"),
         seed=_integer(content, "seed", 0),
+        exact=content["exact"],
         images_hash=_sha256(content, "images_hash"),
         images_set_hash=_sha256(content, "images_set_hash"),
         realised_rate=_fraction(content, "realised_rate"),
@@ -233,3 +304,9 @@ def _sha256(content: dict, key: str) -> str:
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
         raise _Malformed(f"{key} must be a SHA-256 in hexadecimal, got {value!r}")
     return value
+
+
+if __name__ == "__main__":
+    from tdsm_jax.data import label_command  # which imports this module
+
+    label_command.run()

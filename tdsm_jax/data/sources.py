@@ -180,7 +180,7 @@ def stratified_split(dataset: Dataset, test_fraction: float, seed: int) -> tuple
     A fraction that leaves a class without train or test images, or a negative seed, is a `UserError`.
     """
     in_test = _in_test(dataset.labels, dataset.class_names, test_fraction, seed)
-    return _subset(dataset, ~in_test), _subset(dataset, in_test)
+    return subset(dataset, ~in_test), subset(dataset, in_test)
 
 
 def _in_test(labels: np.ndarray, class_names: tuple[str, ...], test_fraction: float, seed: int) -> np.ndarray:
@@ -203,7 +203,8 @@ def _in_test(labels: np.ndarray, class_names: tuple[str, ...], test_fraction: fl
     return in_test
 
 
-def _subset(dataset: Dataset, chosen: np.ndarray) -> Dataset:
+def subset(dataset: Dataset, chosen: np.ndarray) -> Dataset:
+    """Returns the examples that a mask or indices choose."""
     return dataclasses.replace(dataset, images=dataset.images[chosen], labels=dataset.labels[chosen])
 
 

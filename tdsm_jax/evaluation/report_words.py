@@ -58,7 +58,16 @@ WORDS = {
     "Recovery": "of the gap that label noise opened between DSM and Clean, the part a method closes: at 0 % "
     "it is no better than DSM, at 100 % as good as with the true labels.",
 }
-NOISE = {"sym": "symmetric", "asym": "asymmetric", "pair": "pair-flip", "imported": "imported"}
+NOISE = {
+    "sym": "symmetric",
+    "asym": "asymmetric",
+    "pair": "pair-flip",
+    "imported": "imported",
+    "sym_inclusive": "symmetric (inclusive)",
+    "clean": "assumed symmetric",
+    "matrix": "given",
+    "instance": "instance-dependent",
+}
 
 
 def ordered(names: Iterable[str]) -> list[str]:
