@@ -10,7 +10,6 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -37,7 +36,7 @@ class Unit:
     needs: tuple[str, ...]
     makes: tuple[str, ...]
     run: Callable[[], None]
-    inputs: Mapping[str, str] = MappingProxyType({})
+    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def stage(self) -> str:
