@@ -1,4 +1,4 @@
-"""The frame of the small commands: arguments in, a `UserError` out as one line with exit code 2."""
+"""The frame of the small commands: arguments in, a `UserError` or `OSError` out as one line with exit code 2."""
 
 import argparse
 import sys
@@ -18,9 +18,16 @@ def new_parser(description: str) -> argparse.ArgumentParser:
 
 
 def run_command(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
-    """Parses the command line and runs `main`."""
+    """Parses the command line and runs `main`; a file that cannot be read or written is the user's matter too."""
     try:
         main(parser.parse_args())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:
+        said = error.strerror or str(error)
+        _fail(said if error.filename is None else f"{error.filename}: {said}")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,5 +1,6 @@
 """Official snapshots through the command: what comes out samples like the official weights, and goes back exactly."""
 
+import argparse
 import functools
 import json
 import pathlib
@@ -16,8 +17,13 @@ from numpy_ddpmpp import Network, heun
 from pickle_writer import Call, Global, inline, legacy, pickled, storage_id, tensor, zipped
 from tdsm_jax.diffusion import sampling
 from tdsm_jax.diffusion.process import EDM, VP, make_denoiser
-from tdsm_jax.interop.state_dicts import read_state_dict
+from tdsm_jax.errors import UserError
+from tdsm_jax.interop import edm_pickle
+from tdsm_jax.interop.edm_pickle import as_json
+from tdsm_jax.interop.state_dicts import read_state_dict, write_state_dict
+from tdsm_jax.interop.torch_classifier import classifier_to_official
 from tdsm_jax.labels.transition import volmin_matrix
+from tdsm_jax.networks.resnet import ResNet
 from tdsm_jax.training import model_file
 from tdsm_jax.training.classifier import read_fitted
 
@@ -65,6 +71,12 @@ def module_of(state, class_name="Module", storage_of=inline_storage, **constants
     parameters = {name: parameter(np.asarray(array), storage_of) for name, array in own.items()}
     parts = {"_parameters": parameters, "_buffers": {}, "_modules": modules, "training": False}
     return persistent(class_name, parts | constants)
+
+
+def convert(snapshot, out, *, process="edm", safetensors=False):
+    """The command without a process of its own."""
+    arguments = argparse.Namespace(snapshot=str(snapshot), out=str(out), process=process, to_safetensors=safetensors)
+    edm_pickle.main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +131,7 @@ def test_the_official_state_dict_comes_back_exactly(converted, ddpmpp, tmp_path)
     done = run("export", converted / "ema.npz", tmp_path / "back.npz")
     assert done.returncode == 0, done.stderr
     for path in (converted / "ema.safetensors", tmp_path / "back.npz"):
-        back = read_state_dict(path)
+        back, _ = read_state_dict(path)
         assert back.keys() == ddpmpp.keys()
         for name, array in ddpmpp.items():
             np.testing.assert_array_equal(back[name], array, err_msg=name)
@@ -138,7 +150,7 @@ def test_a_classifier_becomes_a_fitted_one(name, golden, tmp_path):
         assert config == {"network": "resnet18", "folds": 1, "widths": [64]}
     else:
         assert fitted.S.shape == (0, 0) and config == {"network": "cnn", "folds": 1, "widths": [16, 32]}
-    back = read_state_dict(tmp_path / "out" / "classifier.safetensors")
+    back, _ = read_state_dict(tmp_path / "out" / "classifier.safetensors")
     assert back.keys() == state.keys()
     for key, array in state.items():
         np.testing.assert_array_equal(back[key], array, err_msg=key)
@@ -173,6 +185,9 @@ def test_training_states_and_plain_state_dicts_are_read_too(golden, tmp_path):
         ({"ema": Call(Global("os", "system"), ("echo executed",))}, "os.system"),
         ({"weights": 3}, "holds no network: its entries are weights"),
         ([1, 2], "holds a list, not a snapshot"),
+        ({"\x1b[31m\n" * 99: 3}, r"holds no network: its entries are \x1b[31m\n\x1b"),
+        ({1: tensor(inline_storage(np.zeros(2, np.float32)), (2,), (1,))}, "holds no network: its entries are 1"),
+        ({"ema": module_of({"\x1b\n.weight": np.zeros(2, np.float32)}, "EDMPrecond")}, "no U-Net of the EDM family"),
         ({"ema": persistent("iDDPMPrecond", {"_parameters": {}, "_buffers": {}, "_modules": {}})}, "iDDPMPrecond"),
         ({"ema": module_of({"conv.weight": np.zeros((2, 2), np.float32)}, "EDMPrecond")}, "no U-Net of the EDM family"),
         ({"ema": module_of({"model.classifier.linear.weight": np.zeros((2, 2), np.float32)})}, "no classifier of TDSM"),
@@ -190,10 +205,99 @@ def test_a_state_dict_that_lacks_an_array_is_named(ddpmpp, tmp_path):
     short = {name: array for name, array in ddpmpp.items() if "map_layer1.bias" not in name}
     (tmp_path / "in.pkl").write_bytes(pickled({"ema": module_of(short, "EDMPrecond")}))
     done = run("edm_pickle", tmp_path / "in.pkl", tmp_path / "out")
-    assert done.returncode == 2 and "params/map_layer1/bias" in done.stderr
+    assert done.returncode == 2 and "lacks map_layer1.bias" in done.stderr
 
 
 def test_the_export_needs_a_known_suffix(converted, tmp_path):
     done = run("export", converted / "ema.npz", tmp_path / "net.pth")
     assert done.returncode == 2 and ".safetensors or .npz" in done.stderr
     assert EDM() == model_file.read(converted / "ema.npz").process
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+def test_an_exported_state_dict_is_converted_back(suffix, golden, tmp_path):
+    state = official_state(golden("net_ddpmpp_vp"))
+    write_state_dict(tmp_path / "given.npz", state, {})
+    given, exported = tmp_path / "given" / "ema.npz", tmp_path / f"exported.{suffix}"
+    assert run("edm_pickle", tmp_path / "given.npz", given.parent, "--process=vp").returncode == 0
+    assert run("export", given, exported).returncode == 0
+    asked = ["--process=vp"] if suffix == "npz" else []  # .safetensors says itself
+    done = run("edm_pickle", exported, tmp_path / "back", *asked)
+    assert done.returncode == 0, done.stderr
+    model, back = model_file.read(given), model_file.read(tmp_path / "back" / "ema.npz")
+    assert back._replace(params=None) == model._replace(params=None) and back.process == VP()
+    jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("no JSON", "describes no model"),
+        ("[" * 99_999, "describes no model"),
+        (json.dumps({"process": {"kind": "odd"}}), "its process cannot be read"),
+    ],
+)
+def test_metadata_that_describe_no_model_are_refused(model, said, ddpmpp, tmp_path):
+    write_state_dict(tmp_path / "in.safetensors", ddpmpp, {"model": model})
+    with pytest.raises(UserError, match=f"in.safetensors: .*{said}"):
+        convert(tmp_path / "in.safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_state_dicts_are_named(tmp_path):
+    header = json.dumps({"a\n": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    contents = (b"", b"no header here", len(header).to_bytes(8, "little") + header + b"x")
+    for content in contents:
+        (tmp_path / "in.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match="in.safetensors: not a readable .safetensors file"):
+            convert(tmp_path / "in.safetensors", tmp_path / "out")
+    with pytest.raises(UserError, match="absent.safetensors: no such file"):
+        convert(tmp_path / "absent.safetensors", tmp_path / "out")
+
+
+def test_a_classifier_of_no_known_kind_writes_nothing(golden, tmp_path):
+    """Two stages of a block each: read and exported like the others, but no config names it."""
+    network = ResNet(3, (1, 1), 8, 8)
+    template = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1))
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+    write_state_dict(tmp_path / "in.npz", classifier_to_official(network, variables), {})
+    with pytest.raises(UserError, match=r"ResNet with \(1, 1\) blocks"):
+        convert(tmp_path / "in.npz", tmp_path / "out", safetensors=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_config_is_written_last(ddpmpp, tmp_path, monkeypatch):
+    """A state dict that cannot be written leaves no config.json, which would say that all is there."""
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device", "ema.safetensors")
+
+    monkeypatch.setattr(edm_pickle, "write_state_dict", full_disk)
+    write_state_dict(tmp_path / "in.npz", ddpmpp, {})
+    with pytest.raises(OSError, match="No space"):
+        convert(tmp_path / "in.npz", tmp_path / "out", safetensors=True)
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_what_else_a_snapshot_says_is_cut():
+    shared = ["x"]
+    for _ in range(4):
+        shared = [shared] * 64  # 16 million
+    said = as_json({"deep": shared, "text": "y" * 10_000, "k" * 10_000: 1})
+    assert len(json.dumps(said)) < 20_000
+    assert as_json({"text": "y" * 10_000})["text"] == "y" * 200 + "..."
+    assert as_json({"k" * 10_000: 1}) == {"k" * 200 + "...": 1}
+    assert as_json(dict.fromkeys(map(str, range(100_000)), 1)).keys() == set(map(str, range(64)))
+    assert as_json(np.zeros((1 << 40, 0))) == f"array of shape {(1 << 40, 0)}"
+    assert as_json(np.array([1.0, np.inf])) == [1.0, "inf"]
+
+
+def test_a_file_that_cannot_be_written_ends_in_one_line(converted, tmp_path):
+    (tmp_path / "file").touch()
+    for arguments in (
+        ("export", converted / "ema.npz", tmp_path / "file" / "e.npz"),
+        ("edm_pickle", converted / "ema.safetensors", tmp_path / "file" / "out"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith(f"error: {tmp_path / 'file'}")

@@ -36,6 +36,7 @@ def rewrite(path, **changes):
     """Writes the file again with changed arrays (None: without) or description entries."""
     arrays = files.read_arrays(path)
     description = json.loads(str(arrays["description"]))
+    description["network"] |= changes.pop("entries", {})
     for name, value in changes.items():
         if name in description:
             description[name] = value
@@ -50,8 +51,32 @@ def rewrite(path, **changes):
     ("changes", "said"),
     [
         ({"format": 99}, "newer than this program's"),
-        ({"process": {"kind": "odd"}}, "description cannot be read"),
-        ({"network": {"colour": 1}}, "description cannot be read"),
+        ({"format": "one"}, "description cannot be read"),
+        ({"process": {"kind": "odd"}}, "its process cannot be read"),
+        ({"process": {"kind": "vp", "beta_d": "19.9"}}, "its process cannot be read"),
+        ({"process": {"kind": "edm", "sigma_max": 0.001}}, "allow no noise levels"),
+        ({"process": 3}, "its process cannot be read"),
+        ({"network": {"colour\n\x1b[31m": 1}}, r"unknown entries: colour\n\x1b[31m"),
+        ({"network": {}}, "description cannot be read"),
+        ({"network": []}, "description cannot be read"),
+        ({"entries": {"style": "foo"}}, "style foo"),
+        ({"entries": {"style": ["adm"]}}, "has style"),
+        ({"entries": {"dtype": "float33"}}, "dtype 'float33'; valid: float32"),
+        ({"entries": {"dtype": {}}}, "dtype {}; valid: float32"),
+        ({"entries": {"channels": 0}}, "[0, 0] channels"),
+        ({"entries": {"channels": 10**30}}, "channels a level"),
+        ({"entries": {"channels": 8.0}}, "has channels 8.0"),
+        ({"entries": {"blocks": 10**9}}, "1000000000 blocks"),
+        ({"entries": {"multipliers": []}}, "0 levels"),
+        ({"entries": {"multipliers": [1] * 5}}, "5 levels"),
+        ({"entries": {"multipliers": [1, "2"]}}, "has multipliers (1, '2')"),
+        ({"entries": {"multipliers": [1, 25], "style": "adm"}}, "200 channels, which are not 3 equal heads"),
+        ({"entries": {"dropout_rate": None}}, "has dropout_rate None"),
+        ({"image_shape": [8, 8]}, "images have shape (8, 8)"),
+        ({"image_shape": ["8", 8, 1]}, "images have shape"),
+        ({"image_shape": [1 << 20, 1 << 20, 1]}, "1 to 4096"),
+        ({"image_shape": 8}, "description cannot be read"),
+        ({"freqs": np.array(["a"] * 8)}, "dtype <U1"),
         ({"image_shape": [8, 8, 3]}, "does not fit"),
         ({"freqs": None}, "needs constants/map_noise/freqs"),
         ({"freqs": np.zeros(3)}, "has shape (3,)"),
@@ -64,6 +89,11 @@ def test_a_file_that_does_not_hold_together_is_refused(changes, said, tmp_path):
     with pytest.raises(UserError, match="ema.npz") as error:
         model_file.read(path)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_shapes_of_large_images_take_no_memory():
+    shapes = model_file.variable_shapes(made().network, (1 << 20, 1 << 20, 3))  # an image of 13 TB
+    assert shapes["params"]["enc_1048576x1048576_conv"]["kernel"].shape == (3, 3, 3, 8)
 
 
 def test_other_arrays_and_missing_files_are_refused(tmp_path):

@@ -116,3 +116,27 @@ def test_the_flattened_image_changes_its_order(state):
     _, variables, _ = classifier_from_official(state)
     kernel = variables["params"]["linear"]["kernel"]
     assert list(zip(*np.nonzero(kernel), strict=True)) == [((i * side + j) * channels + c, 4)]
+
+
+def test_endless_residual_blocks_are_refused_before_the_network_is_built(golden):
+    state = official_state(golden("rule_classifier_resnet18"))
+    block = np.zeros((1, 1, 3, 3), np.float32)
+    with pytest.raises(UserError, match="residual blocks"):
+        classifier_from_official(state | {f"model.classifier.layer1.{i}.conv1.weight": block for i in range(10_000)})
+
+
+def test_the_image_that_a_state_dict_asks_for_is_not_made(state):
+    """Read-only views of one element declare a layer for images of 16 TB."""
+    state["model.classifier.conv1.0.weight"] = np.broadcast_to(np.float32(0), (16, 1 << 20, 5, 5))
+    state["model.classifier.linear.weight"] = np.broadcast_to(np.float32(0), (10, 32 << 20))
+    with pytest.raises(UserError, match="lacks|going by the other arrays|unknown"):
+        classifier_from_official(state | {"model.map_layer1.bias": np.zeros(3)})
+
+
+@pytest.mark.parametrize("change", [lambda a: a.reshape(-1, 1, 1), lambda a: a[:0], lambda a: a.astype(str)])
+def test_a_changed_array_is_refused_in_one_line(change, state):
+    for name in state:
+        if state[name].ndim:
+            with pytest.raises(UserError) as error:
+                classifier_from_official(state | {name: change(state[name])})
+            assert "\n" not in str(error.value)

@@ -556,6 +556,32 @@ def test_sets_cannot_be_copied_again_and_again(read):
         read(pickled(calls))
 
 
+def test_a_state_cannot_be_given_again_and_again(read):
+    """Each of 2000 records would hold the 2000 entries of the one state that they share: 200 MB."""
+    state = Kept(0, dict.fromkeys(map(str, range(2000))))
+    made = Call(Kept(1, CONV), ())
+    records = [Built(made, state), *[Built(Call(Again(1), ()), Again(0))] * 2000]
+    content = pickled(records)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="far more instructions"):
+            read(content)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(content) < 100_000 and peak < 80e6
+
+
+def test_what_is_no_text_is_not_spelled_out(refuse):
+    """Each list holds the one before twice: written out, the last is of 2**40 characters."""
+    lists = Kept(0, [])
+    for level in range(1, 40):
+        lists = Kept(level, [lists, Again(level - 1)])
+    refuse(pickled(Call(Global("numpy", "dtype"), (lists, False, True))), "dtype a list, which is not one of numbers")
+    refuse(legacy(1, {}, version=lists), "of version a list")
+    refuse(legacy(1, {}, keys=[lists, lists]), "declares are not those")
+
+
 @pytest.mark.parametrize(
     ("opcodes", "match"),
     [

@@ -10,6 +10,7 @@ neither PyTorch nor the original source is needed.
 """
 
 import argparse
+import itertools
 import json
 import math
 import pathlib
@@ -20,11 +21,12 @@ import numpy as np
 from tdsm_jax import files
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.diffusion.process import EDM, PROCESSES, Process
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import UserError, printable
+from tdsm_jax.interop.layout import StateDict
 from tdsm_jax.interop.pickled_names import Record
-from tdsm_jax.interop.state_dicts import write_state_dict
+from tdsm_jax.interop.state_dicts import SUFFIXES, read_state_dict, write_state_dict
 from tdsm_jax.interop.torch_classifier import BODY, OfficialClassifier, classifier_from_official, classifier_to_official
-from tdsm_jax.interop.torch_params import StateDict, network_from_official, network_to_official
+from tdsm_jax.interop.torch_params import network_from_official, network_to_official
 from tdsm_jax.interop.unpickle import read_snapshot, state_dict
 from tdsm_jax.labels.transition import volmin_matrix
 from tdsm_jax.networks.resnet import BLOCKS
@@ -35,7 +37,10 @@ from tdsm_jax.training.model_file import Model
 ENTRIES = ("ema", "net")  # of a snapshot, the averaged network first
 SIDE_ENTRIES = ("loss_fn", "augment_pipe", "dataset_kwargs")
 SAMPLER_RANGE = (0.002, 80.0)  # the official sampler's noise levels, which the network's own range cuts
-_LONGEST_LIST = 64  # entries of an array that config.json shows
+_MOST_NODES = 1000  # values that config.json shows of a snapshot's side entries
+_LONGEST_LIST = 64  # entries of an array or container that it shows
+_LONGEST_TEXT = 200
+_DEEPEST = 5
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -43,14 +48,17 @@ def main(arguments: argparse.Namespace) -> None:
     out = pathlib.Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a folder for what the conversion makes")
-    snapshot = read_snapshot(arguments.snapshot)
+    if pathlib.Path(arguments.snapshot).suffix in SUFFIXES:
+        snapshot, metadata = read_state_dict(arguments.snapshot)
+    else:
+        snapshot, metadata = read_snapshot(arguments.snapshot), {}
     try:
         network, state = find_network(snapshot)
         about = provenance(arguments.snapshot, snapshot, network)
         if any(name.startswith(BODY) for name in state):
             written = convert_classifier(state, out, about, safetensors=arguments.to_safetensors)
         else:
-            process = process_of(network, arguments.process)
+            process = process_of(network, arguments.process, metadata)
             written = convert_score(state, process, out, about, safetensors=arguments.to_safetensors)
     except UserError as error:
         raise UserError(f"{arguments.snapshot}: {error}") from None
@@ -66,38 +74,50 @@ def find_network(snapshot: Any) -> tuple[Record | None, StateDict]:
     for entry in ENTRIES:
         if isinstance(snapshot.get(entry), Record):
             return snapshot[entry], state_dict(snapshot[entry])
-    if snapshot and all(isinstance(array, np.ndarray) for array in snapshot.values()):
+    if snapshot and all(type(name) is str and isinstance(array, np.ndarray) for name, array in snapshot.items()):
         return None, snapshot
     raise UserError(
-        f"it holds no network: its entries are {', '.join(map(str, list(snapshot)[:5]))}; one of them must be "
-        f"{' or '.join(ENTRIES)}"
+        f"it holds no network: its entries are {printable(', '.join(map(str, list(snapshot)[:5])))}; one of them must "
+        f"be {' or '.join(ENTRIES)}"
     )
 
 
-def process_of(network: Record | None, asked: str) -> Process:
+def process_of(network: Record | None, asked: str, metadata: dict[str, str]) -> Process:
     """Returns the diffusion process that a preconditioned network was trained with, by its class name and constants.
 
-    `asked` names it where there is no class, as in a plain state dict.
+    A plain state dict has no class: there the `metadata` beside it say, or else `asked` names the process.
     """
+    if network is None and "model" in metadata:
+        return described_process(metadata["model"])
     if network is None:
         return PROCESSES[asked]()
     kind = next((kind for kind in PROCESSES if network.name.lower().startswith(f"{kind}precond")), None)
     if kind is None:
         supported = ", ".join(f"{kind.upper()}Precond" for kind in PROCESSES)
-        raise UserError(f"the network is a {network.name}; {supported} are supported")
+        raise UserError(f"the network is a {printable(network.name)}; {supported} are supported")
     constant = {name: value for name, value in network.state.items() if type(value) in (int, float)}
     if kind == "edm":
         low, high = SAMPLER_RANGE
-        return EDM(
-            sigma_data=constant.get("sigma_data", EDM.sigma_data),
-            sigma_min=max(low, constant.get("sigma_min", low)),
-            sigma_max=min(high, constant.get("sigma_max", high)),
-        )
-    if kind == "vp":
+        taken = {
+            "sigma_data": constant.get("sigma_data", EDM.sigma_data),
+            "sigma_min": max(low, constant.get("sigma_min", low)),
+            "sigma_max": min(high, constant.get("sigma_max", high)),
+        }
+    elif kind == "vp":
         taken = {name: constant[name] for name in ("beta_d", "beta_min", "M", "epsilon_t") if name in constant}
     else:
         taken = {name: constant[name] for name in ("sigma_min", "sigma_max") if name in constant}
-    return PROCESSES[kind](**taken)
+    return model_file.process_from({"kind": kind} | taken)
+
+
+def described_process(description: str) -> Process:
+    """Returns the process of a model's description, the JSON text that the export leaves in the metadata."""
+    try:
+        process = json.loads(description)["process"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = printable(repr(error))
+        raise UserError(f"its metadata entry `model` describes no model ({reason}); export it again") from None
+    return model_file.process_from(process)
 
 
 def convert_score(
@@ -107,33 +127,35 @@ def convert_score(
     network, params, image_shape = network_from_official(state)
     model = Model(network, params, process, image_shape)
     description = model_file.describe(model)
-    written = ["ema.npz", "config.json"]
-    model_file.write(out / "ema.npz", model)
-    if safetensors:
-        metadata = {"format": "pt", "model": json.dumps(description)}
-        official = network_to_official(network, params, image_shape)
-        write_state_dict(out / "ema.safetensors", official, metadata)
-        written.insert(1, "ema.safetensors")
     keys = ("style", "channels", "multipliers", "blocks", "attention_resolutions")
     config = {"network": {key: getattr(network, key) for key in keys}, "process": description["process"]}
-    files.write_json(out / "config.json", about | {"model": description, "config": config})
-    return written
+    about = about | {"model": description, "config": config}
+    official = network_to_official(network, params, image_shape) if safetensors else None
+    model_file.write(out / "ema.npz", model)
+    metadata = {"format": "pt", "model": json.dumps(description)}
+    return ["ema.npz", *write_beside(out, "ema.safetensors", official, metadata, about)]
 
 
 def convert_classifier(state: StateDict, out: pathlib.Path, about: dict[str, Any], *, safetensors: bool) -> list[str]:
     """Writes a classifier: classifier.npz, config.json and on request classifier.safetensors; returns their names."""
     network, variables, V = classifier_from_official(state)
     S = np.zeros((0, 0)) if V is None else np.asarray(volmin_matrix(V), np.float64)
-    written = ["classifier.npz", "config.json"]
-    write_fitted(out / "classifier.npz", Fitted(variables, 1.0, S, float("nan")))
-    if safetensors:
-        official = classifier_to_official(network, variables, V)
-        write_state_dict(out / "classifier.safetensors", official, {"format": "pt"})
-        written.insert(1, "classifier.safetensors")
     config = {"classifier": {"network": kind_of(network), "folds": 1, "widths": np.ravel(network.channels).tolist()}}
     transition = {"num_classes": network.num_classes, "transition": S.tolist()}
-    files.write_json(out / "config.json", about | transition | {"config": config})
-    return written
+    official = classifier_to_official(network, variables, V) if safetensors else None
+    about = about | transition | {"config": config}
+    write_fitted(out / "classifier.npz", Fitted(variables, 1.0, S, float("nan")))
+    return ["classifier.npz", *write_beside(out, "classifier.safetensors", official, {"format": "pt"}, about)]
+
+
+def write_beside(
+    out: pathlib.Path, name: str, official: StateDict | None, metadata: dict[str, str], about: dict[str, Any]
+) -> list[str]:
+    """Writes the state dict, if there is one, and config.json last: it says that all is there; returns the names."""
+    if official is not None:
+        write_state_dict(out / name, official, metadata)
+    files.write_json(out / "config.json", about)
+    return ["config.json"] if official is None else [name, "config.json"]
 
 
 def kind_of(network: OfficialClassifier) -> str:
@@ -150,30 +172,55 @@ def kind_of(network: OfficialClassifier) -> str:
 def provenance(path: str, snapshot: Any, network: Record | None) -> dict[str, Any]:
     """Returns where the arrays come from, and what else the snapshot says, as JSON values."""
     entries = snapshot if isinstance(snapshot, dict) else {}
-    said = {name: as_json(entries[name]) for name in SIDE_ENTRIES if name in entries}
+    said = as_json({name: entries[name] for name in SIDE_ENTRIES if name in entries})
     source = {"file": pathlib.Path(path).name, "sha256": files.file_digest(path)}
-    return {"source": source | {"class": network.name if network else "state dict"}} | said
+    return {"source": source | {"class": shortened(network.name) if network else "state dict"}} | said
 
 
-def as_json(value: Any, depth: int = 0) -> Any:
-    """Reduces what a snapshot holds to JSON: classes to their names and scalars, large arrays to their shapes."""
-    if isinstance(value, Record):
-        scalars = {k: v for k, v in value.state.items() if type(v) in (int, float, str, bool)}
-        return {"class": value.name} | {k: as_json(v) for k, v in scalars.items()}
-    if isinstance(value, np.ndarray):
-        return value.tolist() if value.size <= _LONGEST_LIST else f"array of shape {value.shape}"
-    if isinstance(value, dict) and depth < 4:
-        return {str(k): as_json(v, depth + 1) for k, v in value.items()}
-    if isinstance(value, (list, tuple)) and depth < 4:
-        return [as_json(v, depth + 1) for v in value[:_LONGEST_LIST]]
-    if type(value) is float and not math.isfinite(value):
-        return str(value)  # JSON has no infinity
-    return value if value is None or type(value) in (int, float, str, bool) else type(value).__name__
+def as_json(value: Any) -> Any:
+    """Reduces what a snapshot holds to JSON: classes to names and scalars, large arrays to shapes, text to its start.
+
+    What comes after the first 1000 values is left out, since shared containers may unfold without end.
+    """
+    left = _MOST_NODES
+
+    def items_of(values: dict[Any, Any], depth: int) -> dict[str, Any]:
+        first = itertools.islice(values.items(), _LONGEST_LIST)
+        return {shortened(str(k)): reduced(v, depth) for k, v in first if left > 0}
+
+    def reduced(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if isinstance(value, Record):
+            scalars = {k: v for k, v in value.state.items() if type(v) in (int, float, str, bool)}
+            return {"class": shortened(value.name)} | items_of(scalars, depth + 1)
+        if isinstance(value, np.ndarray):
+            return (
+                reduced(value.tolist(), depth) if 0 < value.size <= _LONGEST_LIST else f"array of shape {value.shape}"
+            )
+        if isinstance(value, dict) and depth < _DEEPEST:
+            return items_of(value, depth + 1)
+        if isinstance(value, (list, tuple)) and depth < _DEEPEST:
+            return [reduced(v, depth + 1) for v in value[:_LONGEST_LIST] if left > 0]
+        if type(value) is str:
+            return shortened(value)
+        if type(value) is float and not math.isfinite(value):
+            return str(value)  # JSON has no infinity
+        return value if value is None or type(value) in (int, float, bool) else type(value).__name__
+
+    return reduced(value, 0)
+
+
+def shortened(text: str) -> str:
+    """Returns the start of a long text."""
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
 
 if __name__ == "__main__":
     parser = new_parser(__doc__)
-    parser.add_argument("snapshot", help="network-snapshot-*.pkl, training-state-*.pt or a saved state dict")
+    parser.add_argument(
+        "snapshot", help="network-snapshot-*.pkl, training-state-*.pt or a saved state dict, also .safetensors or .npz"
+    )
     parser.add_argument("out", help="the folder of ema.npz (or classifier.npz) and config.json")
     parser.add_argument(
         "--to-safetensors", "--to_safetensors", action="store_true", help="write the official state dict as well"

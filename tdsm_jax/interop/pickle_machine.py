@@ -10,50 +10,13 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import printable
+from tdsm_jax.interop.budget import HEAVY, Budget, Refused, Unreadable
 
 HIGHEST_PROTOCOL = 5
 LONGEST_GLOBAL = 512  # bytes of a module or a name in the text form
-HEAVY = 3  # opcodes that an object of some 200 bytes counts for in addition
 # No tuples: hashing one visits all it refers to, which shared references make exponential.
 KEY_TYPES = (str, int, float, bool, type(None))
-
-
-class Unreadable(UserError):
-    """What is damaged or foreign in the content, before the path is known."""
-
-
-class Refused(UserError):
-    """What the content asks for that is not given, before the path is known."""
-
-
-def shown(text: str) -> str:
-    """Returns text of a file fit for an error message: ASCII, on one line, short."""
-    plain = ascii(text)[1:-1]
-    return plain if len(plain) <= 80 else f"{plain[:80]}..."
-
-
-class Budget:
-    """How much work one file may ask for, however often its parts refer to each other.
-
-    `instructions`: opcodes, in all its pickles together. One of a single byte can make an object of 70, so this
-    bounds the memory; a large network takes a fifth. `data`: bytes of storages and archive records; an honest
-    file asks for each byte that it holds at most once.
-    """
-
-    def __init__(self, data: int, instructions: int = 1_000_000):
-        self._data = data
-        self._instructions = instructions
-
-    def spend_instructions(self, count: int = 1) -> None:
-        self._instructions -= count
-        if self._instructions < 0:
-            raise Unreadable("it has far more instructions than any network takes")
-
-    def spend_data(self, nbytes: int) -> None:
-        self._data -= nbytes
-        if self._data < 0:
-            raise Unreadable("it declares more data than it holds")
 
 
 class Blank:
@@ -88,8 +51,8 @@ class PickleMachine:
     def find_global(self, module: str, name: str) -> Any:
         """Returns what stands for a global of the file. The base class refuses every one."""
         raise Refused(
-            f"it names {shown(module)}.{shown(name)}, which is not among the classes and functions of such files; "
-            "nothing was executed. Do not open it with other programs unless you trust where it is from"
+            f"it names {printable(module)}.{printable(name)}, which is not among the classes and functions of such "
+            "files; nothing was executed. Do not open it with other programs unless you trust where it is from"
         )
 
     def call(self, function: Any, arguments: Any) -> Any:

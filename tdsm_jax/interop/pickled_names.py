@@ -12,8 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from tdsm_jax.errors import printable
 from tdsm_jax.interop import torch_storage
-from tdsm_jax.interop.pickle_machine import HEAVY, Blank, Budget, PickleMachine, Unreadable, checked_keys, shown
+from tdsm_jax.interop.budget import HEAVY, Budget, Unreadable
+from tdsm_jax.interop.pickle_machine import Blank, PickleMachine, checked_keys
 
 PASSIVE = ("torch.nn.modules.",)  # every class below these is a record
 
@@ -61,6 +63,7 @@ class SavedMachine(PickleMachine):
         if type(state) is dict and type(value) is dict:
             return value  # attributes of a dict subclass, such as the versions in a state dict
         if type(state) is dict and type(value) is Record:
+            self.budget.spend_instructions(len(state) + HEAVY)  # a few bytes can refer to a large state again
             value.state.update(state)
             return value
         return super().set_state(value, state)
@@ -82,7 +85,8 @@ class _Dtype(Blank):
 
     def __init__(self, code: str, _align: bool, _copy: bool):
         if code not in self.CODES:
-            raise Unreadable(f"a NumPy array has dtype {shown(str(code))}, which is not one of numbers")
+            said = printable(code) if type(code) is str else f"a {type(code).__name__}"
+            raise Unreadable(f"a NumPy array has dtype {said}, which is not one of numbers")
         self._code = code
 
     def finished(self, state: tuple) -> np.dtype:

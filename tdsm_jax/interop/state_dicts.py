@@ -8,8 +8,8 @@ import safetensors
 import safetensors.numpy
 
 from tdsm_jax import files
-from tdsm_jax.errors import UserError
-from tdsm_jax.interop.torch_params import StateDict
+from tdsm_jax.errors import UserError, printable
+from tdsm_jax.interop.layout import StateDict
 
 SUFFIXES = (".safetensors", ".npz")
 
@@ -24,16 +24,18 @@ def write_state_dict(path: str | os.PathLike, state: StateDict, metadata: dict[s
         file.write(content)
 
 
-def read_state_dict(path: str | os.PathLike) -> StateDict:
-    """Reads what `write_state_dict` wrote; a missing or damaged file is a `UserError` naming it."""
+def read_state_dict(path: str | os.PathLike) -> tuple[StateDict, dict[str, str]]:
+    """Reads arrays and metadata that `write_state_dict` wrote; a missing or damaged file is a `UserError` naming it."""
     if check_suffix(path) == ".npz":
-        return files.read_arrays(path)
+        return files.read_arrays(path), {}
+    if not pathlib.Path(path).exists():
+        raise UserError(f"{path}: no such file")
     try:
-        return safetensors.numpy.load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable .safetensors file ({error}); write it again") from None
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (safetensors.SafetensorError, OSError, AttributeError) as error:  # the last: a dtype that NumPy lacks
+        reason = printable(str(error))
+        raise UserError(f"{path}: not a readable .safetensors file ({reason}); write it again") from None
 
 
 def check_suffix(path: str | os.PathLike) -> str:

@@ -14,11 +14,11 @@ import numpy as np
 from flax import traverse_util
 
 from tdsm_jax.errors import UserError
+from tdsm_jax.interop import layout
+from tdsm_jax.interop.layout import Path, StateDict
 from tdsm_jax.networks.mnist_cnn import MnistCNN
 from tdsm_jax.networks.resnet import ResNet
 
-StateDict = dict[str, np.ndarray]
-Path = tuple[str, ...]  # of a leaf in the variables: collection, modules, name
 OfficialClassifier = ResNet | MnistCNN
 
 TRANSITION = "transition_matrix"
@@ -26,7 +26,7 @@ BODY = "model.classifier."
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _RESNET_MODULES = {"shortcut_conv": "shortcut.0", "shortcut_bn": "shortcut.1"}
 _CNN_MODULES = {"conv1": "conv1.0", "conv2": "conv2.0"}
-_SHOWN = 3  # names an error lists
+MOST_BLOCKS = 64
 
 
 def classifier_from_official(state: StateDict) -> tuple[OfficialClassifier, Any, np.ndarray | None]:
@@ -36,18 +36,16 @@ def classifier_from_official(state: StateDict) -> tuple[OfficialClassifier, Any,
     MNIST network is bound to square images of one size. Unknown or missing names and shapes that do not fit are a
     `UserError`.
     """
-    state = {name: np.asarray(array) for name, array in state.items()}
+    state = layout.as_arrays(state)
     V = state.pop(TRANSITION, None)
     network, image_shape = architecture(state)
-    template = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, *image_shape)), np.zeros(1))
+    inputs = jax.ShapeDtypeStruct((1, *image_shape), np.float32), jax.ShapeDtypeStruct((1,), np.float32)
+    template = jax.eval_shape(network.init, jax.random.key(0), *inputs)
     leaves = traverse_util.flatten_dict(template)
     paths = {official_name(path, network): path for path in leaves}
-    counters = {counter_name(name) for name in paths if name.endswith("running_mean")}
-    _check_names(state.keys(), paths.keys() | counters)
-    for name, path in paths.items():
-        expected = torch_shape(leaves[path].shape)
-        if state[name].shape != expected:
-            raise UserError(f"{name} is {state[name].shape}; going by the other arrays it must be {expected}")
+    expected = {name: layout.torch_shape(leaves[path].shape) for name, path in paths.items()}
+    counters = {counter_name(name): () for name in paths if name.endswith("running_mean")}
+    layout.check_arrays(state, expected | counters)
     flat = {path: to_flax(state[name], path, network).astype(np.float32) for name, path in paths.items()}
     if V is not None and V.shape != (network.num_classes,) * 2:
         raise UserError(f"{TRANSITION} is {V.shape}, but the network has {network.num_classes} classes")
@@ -75,6 +73,8 @@ def architecture(state: StateDict) -> tuple[OfficialClassifier, tuple[int, int, 
     if BODY + "layer1.0.conv1.weight" in state:
         channels, image_channels = _weight(state, BODY + "conv1.weight", 4).shape[:2]
         blocks = tuple(itertools.takewhile(bool, (_count_blocks(state, stage) for stage in itertools.count(1))))
+        if sum(blocks) > MOST_BLOCKS:
+            raise UserError(f"this is no classifier of TDSM: it has {sum(blocks)} residual blocks")
         return ResNet(K, blocks, channels, embedding_channels), (32, 32, image_channels)
     if BODY + "conv1.0.weight" in state:
         first, second = (_weight(state, f"{BODY}conv{stage}.0.weight", 4) for stage in (1, 2))
@@ -95,11 +95,7 @@ def _count_blocks(state: StateDict, stage: int) -> int:
 
 
 def _weight(state: StateDict, name: str, axes: int) -> np.ndarray:
-    if name not in state:
-        raise UserError(f"this is no classifier of TDSM: it has no {name}")
-    if state[name].ndim != axes or not state[name].size:
-        raise UserError(f"{name} is {state[name].shape}; a non-empty array of {axes} axes belongs there")
-    return state[name]
+    return layout.weight(state, name, axes, of="classifier of TDSM")
 
 
 def official_name(path: Path, network: OfficialClassifier) -> str:
@@ -122,36 +118,18 @@ def _classifies_pixels(path: Path, network: OfficialClassifier) -> bool:
 
 
 def to_flax(array: np.ndarray, path: Path, network: OfficialClassifier) -> np.ndarray:
-    """Turns a weight from OIHW to HWIO, from [out,in] to [in,out], flat inputs C,H,W to H,W,C; other arrays stay."""
-    if array.ndim == 4:
-        return array.transpose(2, 3, 1, 0)
-    if _classifies_pixels(path, network):
-        K, C = array.shape[0], network.channels[-1]
-        side = math.isqrt(array.shape[1] // C)
-        return array.reshape(K, C, side, side).transpose(2, 3, 1, 0).reshape(-1, K)
-    return array.T
+    """Turns an array of the state dict into ours; flat inputs go from C,H,W to H,W,C."""
+    if not _classifies_pixels(path, network):
+        return layout.to_flax(array)
+    K, C = array.shape[0], network.channels[-1]
+    side = math.isqrt(array.shape[1] // C)
+    return array.reshape(K, C, side, side).transpose(2, 3, 1, 0).reshape(-1, K)
 
 
 def to_torch(array: np.ndarray, path: Path, network: OfficialClassifier) -> np.ndarray:
     """The inverse of `to_flax`, in contiguous memory."""
-    if array.ndim == 4:
-        official = array.transpose(3, 2, 0, 1)
-    elif _classifies_pixels(path, network):
-        K, C = array.shape[1], network.channels[-1]
-        side = math.isqrt(array.shape[0] // C)
-        official = array.reshape(side, side, C, K).transpose(3, 2, 0, 1).reshape(K, -1)
-    else:
-        official = array.T
-    return np.ascontiguousarray(official)
-
-
-def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape in the state dict of an array of this shape in our variables."""
-    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
-
-
-def _check_names(given: set[str], expected: set[str]) -> None:
-    for kind, names in (("lacks", expected - given), ("has unknown arrays:", given - expected)):
-        if names:
-            shown = ", ".join(sorted(names)[:_SHOWN])
-            raise UserError(f"the classifier's state dict {kind} {shown} ({len(names)} in all)")
+    if not _classifies_pixels(path, network):
+        return layout.to_torch(array)
+    K, C = array.shape[1], network.channels[-1]
+    side = math.isqrt(array.shape[0] // C)
+    return np.ascontiguousarray(array.reshape(side, side, C, K).transpose(3, 2, 0, 1).reshape(K, -1))

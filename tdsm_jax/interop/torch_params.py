@@ -10,16 +10,17 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import UserError, printable
+from tdsm_jax.interop import layout
+from tdsm_jax.interop.layout import Path, StateDict
 from tdsm_jax.networks.layers import TENT
 from tdsm_jax.networks.unet import STYLES, UNet
-from tdsm_jax.training.model_file import check_params, variable_shapes
-
-StateDict = dict[str, np.ndarray]
-Path = tuple[str, ...]  # of a leaf in the variables: collection, modules, name
+from tdsm_jax.training.model_file import LARGEST_SIDE, check_architecture, variable_shapes
 
 PREFIX = "model."
-_ATTENTION = ("norm2", "qkv", "proj")
+_FAMILY = "U-Net of the EDM family"
+_FIRST = re.compile(r"enc\.([1-9][0-9]{0,3})x\1_conv\.weight")
+_LEVEL = re.compile(r"enc\.([1-9][0-9]{0,3})x\1_")
 
 
 def network_from_official(state: StateDict) -> tuple[UNet, Any, tuple[int, int, int]]:
@@ -28,24 +29,25 @@ def network_from_official(state: StateDict) -> tuple[UNet, Any, tuple[int, int, 
     The architecture is read off names and shapes. A state dict of another architecture, with names or shapes that
     do not fit, is a `UserError`.
     """
-    state = {name.removeprefix(PREFIX): np.asarray(array) for name, array in state.items()}
+    arrays = layout.as_arrays(state)
+    state = {name.removeprefix(PREFIX): array for name, array in arrays.items()}
+    if len(state) < len(arrays):
+        raise UserError(f"the state dict has arrays twice, with and without {PREFIX!r} before their names")
     network, image_shape = architecture(state)
-    flat = {
-        flax_path(name): to_flax(array).astype(np.float32)
-        for name, array in state.items()
-        if not name.endswith("resample_filter")
-    }
+    leaves = traverse_util.flatten_dict(variable_shapes(network, image_shape))
+    paths = {official_name(path, network.style, image_shape[0]): path for path in leaves}
+    filters = [name for name in state if name.endswith("resample_filter")]
+    layout.check_arrays(state, {name: layout.torch_shape(leaves[path].shape) for name, path in paths.items()}, filters)
     check_filters(state, network)
-    variables = traverse_util.unflatten_dict(flat)
-    check_params(variables, variable_shapes(network, image_shape), "the state dict")
-    return network, variables, image_shape
+    flat = {path: layout.to_flax(state[name]).astype(np.float32) for name, path in paths.items()}
+    return network, traverse_util.unflatten_dict(flat), image_shape
 
 
 def network_to_official(network: UNet, variables: Any, image_shape: tuple[int, int, int]) -> StateDict:
     """Returns the state dict of the official module of the same architecture: the inverse of the import, exactly."""
     resolution = image_shape[0]
     flat = traverse_util.flatten_dict(jax.device_get(variables))
-    state = {official_name(path, network.style, resolution): to_torch(array) for path, array in flat.items()}
+    state = {official_name(path, network.style, resolution): layout.to_torch(array) for path, array in flat.items()}
     taps = np.asarray(STYLES[network.style].taps, np.float32)
     kernel = (np.outer(taps, taps) / taps.sum() ** 2)[None, None]
     for path in flat:
@@ -59,26 +61,43 @@ def network_to_official(network: UNet, variables: Any, image_shape: tuple[int, i
 
 
 def architecture(state: StateDict) -> tuple[UNet, tuple[int, int, int]]:
-    """Reads the architecture and the image shape (H,W,C) off the names (without prefix) and shapes."""
-    first = next((m for m in map(re.compile(r"enc\.(\d+)x\1_conv\.weight").fullmatch, state) if m), None)
+    """Reads the architecture and the image shape (H,W,C) off the names (without prefix) and shapes.
+
+    What no U-Net is built of, or none of use, is a `UserError`.
+    """
+    first = next((m for m in map(_FIRST.fullmatch, state) if m), None)
     if first is None:
-        raise UserError("this is no U-Net of the EDM family: no array is called enc.NxN_conv.weight")
-    resolution = int(first.group(1))
-    channels, image_channels = state[first.group(0)].shape[:2]
-    levels = sorted({int(m.group(1)) for m in map(re.compile(r"enc\.(\d+)x.*").match, state) if m}, reverse=True)
-    widths = [state.get(f"enc.{r}x{r}_block0.conv0.weight", np.zeros(1)).shape[0] for r in levels]
-    label = state.get("map_label.weight", np.zeros((0, 0)))
+        raise UserError(f"this is no {_FAMILY}: no array is called enc.NxN_conv.weight with N up to {LARGEST_SIDE}")
+    resolution = int(first[1])
+    channels, image_channels = _weight(state, first[0], 4).shape[:2]
+    levels = sorted({int(m[1]) for m in map(_LEVEL.match, state) if m}, reverse=True)
+    if levels != [resolution >> level for level in range(len(levels))]:
+        raise UserError(f"the resolutions of the encoder are {levels[:13]}; each must be half of the one before")
+    widths = [_weight(state, f"enc.{r}x{r}_block0.conv0.weight", 4).shape[0] for r in levels]
+    if any(width % channels for width in widths):
+        raise UserError(f"the encoder's levels have {widths} channels; all must be multiples of the first {channels}")
     network = UNet(
-        num_classes=label.shape[1],
+        num_classes=_inputs(state, "map_label.weight"),
         channels=channels,
         multipliers=tuple(width // channels for width in widths),
         blocks=sum(bool(re.fullmatch(rf"enc\.{resolution}x{resolution}_block\d+\.conv0\.weight", n)) for n in state),
         attention_resolutions=tuple(r for r in levels if f"enc.{r}x{r}_block0.qkv.weight" in state),
         dropout_rate=0.0,
         style=_style(state, resolution),
-        augment_dim=state.get("map_augment.weight", np.zeros((0, 0))).shape[1],
+        augment_dim=_inputs(state, "map_augment.weight"),
     )
-    return network, (resolution, resolution, image_channels)
+    image_shape = (resolution, resolution, image_channels)
+    check_architecture(network, image_shape)
+    return network, image_shape
+
+
+def _weight(state: StateDict, name: str, axes: int) -> np.ndarray:
+    return layout.weight(state, name, axes, of=_FAMILY)
+
+
+def _inputs(state: StateDict, name: str) -> int:
+    """The number of inputs of a linear layer that not every network has, 0 without it."""
+    return _weight(state, name, 2).shape[1] if name in state else 0
 
 
 def _style(state: StateDict, resolution: int) -> str:
@@ -94,23 +113,11 @@ def _style(state: StateDict, resolution: int) -> str:
     return "ncsnpp" if fourier else "ddpmpp"
 
 
-def flax_path(name: str) -> Path:
-    """Turns `enc.8x8_block0.qkv.weight` into ("params", "enc_8x8_block0", "attention", "qkv", "kernel")."""
-    *modules, kind = name.split(".")
-    if modules and modules[0] in ("enc", "dec") and len(modules) > 1:
-        place, *rest = modules[1:]
-        if place.endswith(("_aux_norm", "_aux_conv")):
-            modules = ["out_" + place.rpartition("_")[2]]
-        else:
-            inner = ["attention"] if rest and rest[0] in _ATTENTION else []
-            modules = [f"{modules[0]}_{place}", *inner, *rest]
-    if kind == "weight":
-        kind = "scale" if "norm" in modules[-1] else "kernel"
-    return ("constants" if modules[:1] == ["map_noise"] else "params", *modules, kind)
-
-
 def official_name(path: Path, style: str, resolution: int) -> str:
-    """The inverse of `flax_path`; the output layers are called by the style and the image's resolution."""
+    """Turns ("params", "enc_8x8_block0", "attention", "qkv", "kernel") into `enc.8x8_block0.qkv.weight`.
+
+    The output layers are called by the style and the image's resolution.
+    """
     _, *modules, kind = path
     modules = [module for module in modules if module != "attention"]
     if modules[0].startswith("out_") and not STYLES[style].label_late:
@@ -119,16 +126,6 @@ def official_name(path: Path, style: str, resolution: int) -> str:
         side, _, place = modules[0].partition("_")
         modules = [side, place, *modules[1:]]
     return ".".join([*modules, "weight" if kind in ("scale", "kernel") else kind])
-
-
-def to_flax(array: np.ndarray) -> np.ndarray:
-    """Turns a weight from OIHW to HWIO, or from [out,in] to [in,out]; other arrays stay."""
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-
-
-def to_torch(array: np.ndarray) -> np.ndarray:
-    """The inverse of `to_flax`, in contiguous memory."""
-    return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
 
 
 def check_filters(state: StateDict, network: UNet) -> None:
@@ -140,4 +137,6 @@ def check_filters(state: StateDict, network: UNet) -> None:
             array.shape != (1, 1, *expected.shape) or not np.allclose(array, expected, atol=1e-6)
         ):
             preset = "1,3,3,1" if taps.tolist() == list(TENT) else "1,1"
-            raise UserError(f"{name} is not the filter {preset} of this architecture, which is the only one supported")
+            raise UserError(
+                f"{printable(name)} is not the filter {preset} of this architecture, which is the only one supported"
+            )

@@ -15,7 +15,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tdsm_jax.interop.pickle_machine import Budget, PickleMachine, Unreadable, shown
+from tdsm_jax.errors import printable
+from tdsm_jax.interop.budget import Budget, Unreadable
+from tdsm_jax.interop.pickle_machine import PickleMachine
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
@@ -126,7 +128,7 @@ def _read_zip(data: memoryview, budget: Budget, machine: type[PickleMachine]) ->
         if key not in storages:
             record = archive.read(f"data/{key}")
             if len(record) != numel * dtype.itemsize:
-                raise Unreadable(f"storage {shown(key)} has {len(record)} bytes, {numel} x {dtype} are declared")
+                raise Unreadable(f"storage {printable(key)} has {len(record)} bytes, {numel} x {dtype} are declared")
             storages[key] = np.ndarray((numel,), dtype, record)
         return _same(storages[key], key, dtype, numel)
 
@@ -161,21 +163,22 @@ def _read_legacy(data: memoryview, budget: Budget, machine: type[PickleMachine])
             raise Unreadable("it is a plain pickle where a torch container belongs")
     _, version, platform, value, keys = parts
     if version != LEGACY_VERSION or platform["little_endian"] is not True:
-        raise Unreadable(f"it is of version {version} or of a big-endian machine, which is not supported")
+        said = printable(str(version)) if type(version) is int else f"a {type(version).__name__}"
+        raise Unreadable(f"it is of version {said} or of a big-endian machine, which is not supported")
     _fill(storages, keys, data, position)
     return value
 
 
 def _fill(storages: dict[str, np.ndarray], keys: list[str], data: memoryview, position: int) -> None:
     """Copies into each storage what follows at `position`, in the order of `keys`: its length int64, its elements."""
-    if sorted(keys) != sorted(storages):
+    if not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
         raise Unreadable("the storages that it declares are not those that it holds")
     for key in keys:
         storage = storages[key]
         header, start = data[position : position + 8], position + 8
         position = start + storage.nbytes
         if len(header) == 8 and int.from_bytes(header, "little") != len(storage):
-            raise Unreadable(f"storage {shown(key)} is not of the declared length {len(storage)}")
+            raise Unreadable(f"storage {printable(key)} is not of the declared length {len(storage)}")
         if position > len(data):
             raise Unreadable("it ends in the middle of a storage (a partial download?)")
         memoryview(storage.view(np.uint8))[:] = data[start:position]
@@ -193,7 +196,7 @@ def _parsed(persistent_id: Any) -> tuple[np.dtype, str, int, Any]:
 
 def _same(storage: np.ndarray, key: str, dtype: np.dtype, numel: int) -> np.ndarray:
     if storage.dtype != dtype or len(storage) != numel:
-        raise Unreadable(f"storage {shown(key)} is declared twice, as {storage.dtype} and as {dtype}")
+        raise Unreadable(f"storage {printable(key)} is declared twice, as {storage.dtype} and as {dtype}")
     return storage
 
 
@@ -206,7 +209,7 @@ class _ZipRecords:
         try:
             entries = zipfile.ZipFile(_ViewFile(data)).infolist()
         except (zipfile.BadZipFile, NotImplementedError, OSError, struct.error) as error:
-            raise Unreadable(f"it is no whole zip archive ({shown(str(error))}; a partial download?)") from None
+            raise Unreadable(f"it is no whole zip archive ({printable(str(error))}; a partial download?)") from None
         folders = [entry.filename.removesuffix("data.pkl") for entry in entries if entry.filename.endswith("/data.pkl")]
         if len(folders) != 1:
             raise Unreadable("it is a zip archive, but not one of torch (no data.pkl)")
@@ -217,18 +220,18 @@ class _ZipRecords:
 
     def read(self, name: str) -> memoryview:
         if name not in self._entries:
-            raise Unreadable(f"the archive lacks {shown(name)}")
+            raise Unreadable(f"the archive lacks {printable(name)}")
         entry = self._entries[name]
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
-            raise Unreadable(f"{shown(name)} is compressed, which torch never does")
+            raise Unreadable(f"{printable(name)} is compressed, which torch never does")
         self._budget.spend_data(entry.file_size)
         header = self._data[entry.header_offset : entry.header_offset + 30]
         if len(header) < 30 or header[:4] != ZIP_MAGIC:
-            raise Unreadable(f"the archive's table of contents is wrong about {shown(name)}")
+            raise Unreadable(f"the archive's table of contents is wrong about {printable(name)}")
         start = entry.header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
         record = self._data[start : start + entry.file_size]
         if len(record) != entry.file_size or zlib.crc32(record) != entry.CRC:
-            raise Unreadable(f"{shown(name)} is damaged (its checksum is another)")
+            raise Unreadable(f"{printable(name)} is damaged (its checksum is another)")
         return record
 
 

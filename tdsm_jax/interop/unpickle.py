@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import UserError, printable
 from tdsm_jax.interop import torch_storage
-from tdsm_jax.interop.pickle_machine import Budget, Refused, Unreadable, shown
+from tdsm_jax.interop.budget import Budget, Refused, Unreadable
 from tdsm_jax.interop.pickled_names import Record, SavedMachine, SnapshotMachine
 
 DEEPEST_NESTING = 500  # containers in containers; a network takes some 30
@@ -38,7 +38,7 @@ def read_snapshot(path: str | os.PathLike) -> Any:
     except Unreadable as error:
         raise UserError(f"{path}: cannot be read: {error}; download or save it again") from None
     except _MALFORMED as error:
-        reason = f"{type(error).__name__}: {shown(str(error))}"
+        reason = f"{type(error).__name__}: {printable(str(error))}"
         raise UserError(f"{path}: cannot be read: it is malformed ({reason}); download or save it again") from error
     return value
 
@@ -55,7 +55,9 @@ def state_dict(network: Record) -> dict[str, np.ndarray]:
         if value is None:
             continue
         if not isinstance(value, np.ndarray):
-            raise UserError(f"{name} is a {type(value).__name__}, not a tensor; the file holds no whole network")
+            raise UserError(
+                f"{printable(name)} is a {type(value).__name__}, not a tensor; the file holds no whole network"
+            )
         arrays[name] = value
     return arrays
 
@@ -67,11 +69,10 @@ def _entries(module: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
     transient = module.state.get("_non_persistent_buffers_set", set()) if is_record else None
     if type(transient) is not set or not all(type(module.state.get(part)) is dict for part in parts):
         kind = module.name if is_record else type(module).__name__
-        raise UserError(
-            f"{prefix.removesuffix('.') or 'this'} is a {kind}, not a network; pick another entry of the file"
-        )
+        place = printable(prefix.removesuffix(".")) or "this"
+        raise UserError(f"{place} is a {printable(kind)}, not a network; pick another entry of the file")
     if depth > DEEPEST_MODULE:
-        raise UserError(f"the modules at {shown(prefix)} contain each other; the file holds no network")
+        raise UserError(f"the modules at {printable(prefix)} contain each other; the file holds no network")
     parameters, buffers, children = (module.state[part] for part in parts)
     yield prefix, None  # so that modules count as entries
     for name, parameter in parameters.items():
@@ -85,7 +86,9 @@ def _entries(module: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
 
 def _joined(prefix: str, name: Any) -> str:
     if type(name) is not str or len(prefix) + len(name) > LONGEST_NAME:
-        raise UserError(f"the modules at {shown(prefix) or 'the top'} have no proper names; the file holds no network")
+        raise UserError(
+            f"the modules at {printable(prefix) or 'the top'} have no proper names; the file holds no network"
+        )
     return prefix + name
 
 

@@ -5,7 +5,9 @@ Training writes one beside its checkpoints, conversion from PyTorch makes one; s
 
 import dataclasses
 import json
+import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +17,19 @@ from flax import traverse_util
 
 from tdsm_jax import files
 from tdsm_jax.diffusion.process import PROCESSES, Process
-from tdsm_jax.errors import UserError
-from tdsm_jax.networks.unet import UNet
+from tdsm_jax.errors import UserError, did_you_mean, printable
+from tdsm_jax.networks.unet import STYLES, UNet
 from tdsm_jax.training.state import Params, flatten_params, unflatten_params
 
 FORMAT = 1
+LARGEST_SIDE = 4096  # pixels; far beyond what such networks are trained for, as are the next three
+LARGEST_WIDTH = 1 << 14  # channels of a level
+LARGEST_LABEL = 1 << 20  # classes, or numbers of an augmentation label
+MOST_BLOCKS = 16  # of a level
+DTYPES = ("float32", "bfloat16", "float16")
 _DESCRIPTION = "description"
+# What reading a description of the wrong form ends in, where it is not checked for by name.
+_MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 class Model(NamedTuple):
@@ -58,24 +67,77 @@ def read(path: str | os.PathLike) -> Model:
     try:
         description = json.loads(str(arrays.pop(_DESCRIPTION)))
         if description["format"] > FORMAT:
-            raise UserError(f"{path} has format {description['format']}, newer than this program's; update tdsm_jax")
-        process = dict(description["process"])
-        made = Model(
-            UNet(**{name: _static(value) for name, value in description["network"].items()}),
-            unflatten_params(arrays),
-            PROCESSES[process.pop("kind")](**process),
-            tuple(description["image_shape"]),
+            raise UserError(f"it has format {description['format']}, newer than this program's; update tdsm_jax")
+        network = _network(description["network"])
+        image_shape = tuple(description["image_shape"])
+        check_architecture(network, image_shape)
+        process = process_from(description["process"])
+        params = unflatten_params(arrays)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except _MALFORMED as error:
+        reason = printable(repr(error))
+        raise UserError(f"{path}: its description cannot be read ({reason}); write the file again") from None
+    check_params(params, variable_shapes(network, image_shape), str(path))
+    return Model(network, params, process, image_shape)
+
+
+def _network(values: dict[str, Any]) -> UNet:
+    """Makes the network that `describe` described; `UserError` or one of `_MALFORMED` if it is none."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    for field in dataclasses.fields(UNet):
+        if field.name in values and field.type in _IS and not _IS[field.type](values[field.name]):
+            raise UserError(f"its network has {field.name} {printable(repr(values[field.name]))}; write it again")
+    if unknown := values.keys() - set(_network_fields()):
+        raise UserError(f"its network has unknown entries: {printable(', '.join(sorted(unknown)))}; update tdsm_jax")
+    if values["dtype"] not in DTYPES:
+        raise UserError(f"its network has dtype {printable(repr(values['dtype']))}; valid: {', '.join(DTYPES)}")
+    return UNet(**values | {"dtype": jnp.dtype(values["dtype"])})
+
+
+def process_from(description: dict[str, Any]) -> Process:
+    """Returns the process of {"kind": ..., constant: value}; `UserError` where there is none such."""
+    try:
+        constants = dict(description)
+        process = PROCESSES[constants.pop("kind")](**constants)
+        if all(map(_is_number, constants.values())) and 0 < process.sigma_min < process.sigma_max:
+            return process
+        reason = "its constants allow no noise levels"
+    except _MALFORMED as error:
+        reason = repr(error)
+    raise UserError(f"its process cannot be read ({printable(reason)}); {', '.join(PROCESSES)} are supported")
+
+
+def check_architecture(network: UNet, image_shape: tuple[int, int, int]) -> None:
+    """Raises `UserError` where no U-Net can be built as a file says, or only one beyond any use."""
+    if len(image_shape) != 3 or not all(type(n) is int and 0 < n <= LARGEST_SIDE for n in image_shape):
+        shown = printable(str(image_shape))
+        raise UserError(f"its images have shape {shown}; height, width and channels are 1 to {LARGEST_SIDE}")
+    if network.style not in STYLES:
+        raise UserError(f"its network has style {printable(network.style)}{did_you_mean(network.style, STYLES)}")
+    last = len(network.multipliers) - 1
+    if last < 0 or any(side >> last << last != side or side >> last == 0 for side in image_shape[:2]):
+        raise UserError(f"its network has {last + 1} levels, for which images {image_shape} cannot be halved")
+    widths = [network.channels * multiplier for multiplier in network.multipliers]
+    if min(widths) < 2 or max(widths) > LARGEST_WIDTH:
+        raise UserError(f"its network has {widths} channels a level; 2 to {LARGEST_WIDTH} are supported")
+    if not 0 < network.blocks <= MOST_BLOCKS or max(network.num_classes, network.augment_dim) > LARGEST_LABEL:
+        raise UserError(
+            f"its network has {network.blocks} blocks a level, {network.num_classes} classes and augmentation labels "
+            f"of {network.augment_dim}; the most are {MOST_BLOCKS} and {LARGEST_LABEL}"
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: its description cannot be read ({error!r}); write the file again") from None
-    check_params(made.params, variable_shapes(made.network, made.image_shape), str(path))
-    return made
+    per_head = STYLES[network.style].channels_per_head
+    for level, width in enumerate(widths):
+        attends = level == last or image_shape[0] >> level in network.attention_resolutions
+        if per_head and attends and width > per_head and width % (width // per_head):
+            raise UserError(f"its network attends to {width} channels, which are not {width // per_head} equal heads")
 
 
 def variable_shapes(network: UNet, image_shape: tuple[int, int, int]) -> Params:
     """Returns the shapes of a network's variables, as `jax.eval_shape` gives them."""
-    x, zero = jnp.zeros((1, *image_shape)), jnp.zeros(1)
-    return jax.eval_shape(network.init, jax.random.key(0), x, zero, zero.astype(jnp.int32))
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    c_noise, label = (jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.float32, jnp.int32))
+    return jax.eval_shape(network.init, jax.random.key(0), x, c_noise, label)
 
 
 def check_params(params: Params, shapes: Params, source: str) -> None:
@@ -83,18 +145,32 @@ def check_params(params: Params, shapes: Params, source: str) -> None:
     given, expected = (traverse_util.flatten_dict(tree, sep="/") for tree in (params, shapes))
     for verb, names in (("needs", expected.keys() - given.keys()), ("has no", given.keys() - expected.keys())):
         if names:
-            shown = ", ".join(sorted(names)[:3])
+            shown = ", ".join(printable(name) for name in sorted(names)[:3])
             raise UserError(f"{source} does not fit the network, which {verb} {shown} ({len(names)} arrays in all)")
     for name, leaf in expected.items():
         if given[name].shape != leaf.shape:
             raise UserError(
                 f"{source} does not fit: {name} has shape {given[name].shape}, the network's is {leaf.shape}"
             )
+        if not jnp.issubdtype(given[name].dtype, jnp.floating):
+            raise UserError(f"{source} does not fit: {name} has dtype {given[name].dtype}, not one of real numbers")
 
 
 def _network_fields() -> list[str]:
     return [field.name for field in dataclasses.fields(UNet) if field.name not in ("parent", "name")]
 
 
-def _static(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+_IS: dict[Any, Callable[[Any], bool]] = {  # by a field's type
+    int: _is_count,
+    float: _is_number,
+    str: lambda value: type(value) is str,
+    tuple[int, ...]: lambda value: type(value) is tuple and all(map(_is_count, value)),
+}
