@@ -54,7 +54,7 @@ def read_json(path: str | os.PathLike) -> Any:
         raise UserError(f"{path}: no such file") from None
     except (IsADirectoryError, PermissionError) as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); delete it and run again") from None
 
 
@@ -81,6 +81,13 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None
         np.savez(file, **arrays)
 
 
+# What np.load raises, between them, for what is no whole .npz: an .npy is no context manager, a header may claim
+# any size or compression.
+_UNREADABLE = (
+    ValueError, TypeError, EOFError, OSError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
+
+
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a .npz of plain arrays; pickled objects are refused, a damaged file is a `UserError` naming it."""
     try:
@@ -88,5 +95,5 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{path}: not a readable array file ({error}); delete it and run again") from None
