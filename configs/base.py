@@ -54,8 +54,17 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "dropout": 0.0,
                 "init_from": "",  # a fitted classifier (classifier.npz) to use instead of fitting any; needs folds=1
                 "folds": 3,  # each image is weighted by the classifier that never saw it; 1: one sees all
-                "temperature": 0.0,  # of h; 0: found by the held-out noisy likelihood
-                "augment": 0.0,  # probability of each augmentation; the network is not told
+                "members": 1,  # classifiers a fold, their probabilities averaged
+                "loss": "forward",  # proper; elr or a robust loss (labels/losses.py) distorts the weights
+                "forget_rate": 0.0,  # share of largest losses left out in the end (small-loss selection)
+                "forget_ramp_images": 0,  # over which that share grows
+                "co_teaching": False,  # two networks select for each other
+                "stopping": True,  # at the best held-out noisy likelihood; needs folds > 1, as calibration does
+                "calibration": "nll",  # temperature of h by held-out noisy labels: nll, own_weight, off
+                "temperature_per_sigma": False,  # one for each noise level instead of one for all
+                "temperature": 0.0,  # 0: as calibrated; else this one
+                "augment": 0.0,  # probability of each of EDM's augmentations; the network is not told
+                "light": (0.0, 0.0, 0.0),  # spread of small shifts (image sizes), rotations (rad), scales (octaves)
                 "steps": 600,
                 "batch_size": 128,
                 "learning_rate": 1e-3,

@@ -13,9 +13,11 @@ from tdsm_jax.data.label_files import DRAWN
 from tdsm_jax.diffusion.mixture import RULES
 from tdsm_jax.diffusion.process import PROCESSES
 from tdsm_jax.errors import UserError, did_you_mean
+from tdsm_jax.labels.losses import LOSSES
 from tdsm_jax.labels.weights import WEIGHTS
 from tdsm_jax.networks.resnet import BLOCKS
 from tdsm_jax.networks.unet import STYLES
+from tdsm_jax.training.calibration import CRITERIA
 
 TDSM_RULES = tuple(rule for rule in RULES if rule not in ("own", "prior"))
 METHODS = (
@@ -24,6 +26,8 @@ METHODS = (
     *(f"tdsm_{rule}" for rule in TDSM_RULES),  # tdsm with this rule, whatever mixture.rule says
     "s_weighted",
     "posterior",  # posterior-sampled DSM
+    "relabel",  # DSM on the likeliest labels
+    "relabel_tdsm",  # tdsm on the likeliest labels, with the matrix of what noise is left in them
     "clean",
     "init",
 )
@@ -169,11 +173,15 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         raise UserError("config key label_noise.path: instance-dependent labels of a file have the kind 'file'")
     if "init" in config.methods and not config.init_from:
         raise UserError("config key methods: init samples the model that config key init_from names; give both")
-    if config.classifier.init_from and config.classifier.folds != 1:
+    c = config.classifier
+    if c.init_from and (c.folds, c.members) != (1, 1):
         raise UserError("config key classifier.init_from is one classifier for all images: set classifier.folds=1")
+    if len(c.light) != 3 or (c.augment and any(c.light)):
+        raise UserError(f"config key classifier.light={c.light}: three spreads, or zeros beside classifier.augment")
     if config.process.sigma_min >= config.process.sigma_max:
         raise UserError("config key process.sigma_min must be below process.sigma_max")
-    floor = "tdsm_floor" in config.methods or ("tdsm" in config.methods and config.mixture.rule == "floor")
+    by_default = {"tdsm", "relabel_tdsm"} & set(config.methods)
+    floor = "tdsm_floor" in config.methods or (by_default and config.mixture.rule == "floor")
     if floor and not config.score.label_dropout:
         raise UserError("config key mixture.rule=floor needs score.label_dropout > 0: it trains the null label")
     if config.logging.save_every % config.logging.log_every:
@@ -187,6 +195,8 @@ _CHOICES = {
     "transition.estimator": ESTIMATORS,
     "transition.prior": ("estimated", "uniform"),
     "classifier.network": ("stages", "cnn", *BLOCKS),
+    "classifier.loss": ("forward", "elr", *LOSSES),
+    "classifier.calibration": CRITERIA,
     "mixture.rule": TDSM_RULES,
     "mixture.weights": tuple(WEIGHTS),
     "mixture.dropped_label": ("null", "class0"),
@@ -206,6 +216,9 @@ _MAY_BE_ZERO = (
     "volume_weight",
     "temperature",
     "freeze_images",
+    "light",
+    "forget_rate",
+    "forget_ramp_images",
 )
 _ANY = ("P_mean",)
 

@@ -13,12 +13,12 @@ from tdsm_jax.run import Run
 
 def reads_table(method: str) -> bool:
     """Says whether training a method reads the weight table."""
-    return method.startswith("tdsm") or method == "s_weighted"
+    return method.startswith("tdsm") or method in ("s_weighted", "relabel_tdsm")
 
 
 def reads_posterior(method: str) -> bool:
     """Says whether training a method reads the posterior of the clean images."""
-    return method == "posterior"
+    return method == "posterior" or method.startswith("relabel")
 
 
 def units(run: Run) -> list[Unit]:
@@ -32,7 +32,7 @@ def _label_units(run: Run) -> list[Unit]:
     fits = ("process.P_mean", "process.P_std", "process.sigma_data", "classifier", "transition.estimator")
     learns = ("transition.volume_weight", "transition.rate", "transition.freeze_images")
     table = ("weight_table.npz", "transition.json")
-    folds = (f"classifier/fold{f}.npz" for f in range(run.config.classifier.folds))
+    folds = (name for f in range(run.config.classifier.folds) for name in run.classifier_files(f))
     given = _given(run.config.classifier.init_from)
     posterior = _unit(run, "posterior", stages.make_posterior, (), ("transition",), ("image_posterior.npz",))
     return [

@@ -16,7 +16,8 @@ from tdsm_jax.evaluation import judge, report, report_words, statistics
 from tdsm_jax.run import Run, optimisation
 from tdsm_jax.stages import grid
 from tdsm_jax.training import classifier as classifiers
-from tdsm_jax.training.classifier import FitSettings, Fitted, Labelled
+from tdsm_jax.training.classifier import Fitted, Labelled
+from tdsm_jax.training.fit_step import FitSettings
 from tdsm_jax.training.logs import read_metrics
 from tdsm_jax.training.state import stream_key
 
@@ -126,7 +127,7 @@ def write_report(run: Run) -> None:
     table = files.read_json(run.workdir / "transition.json")
     images = {"real": grid(run, run.train_set.images, run.train_set.labels, run.num_classes)}
     images |= {m: grid(run, *run.samples(m), run.num_classes) for m in run.config.methods}
-    folds = [f"classifier/fold{f}" for f in range(run.config.classifier.folds)]
+    folds = [f"classifier/fold{f}" for f in range(run.config.classifier.folds)]  # of an ensemble the first member
     trained = [*folds, *(f"score/{m}" for m in run.config.methods if m != "init")]
     files.write_json(run.workdir / "metrics.json", metrics)
     noise = run.label_file

@@ -19,8 +19,9 @@ from tdsm_jax.data.sources import Dataset, to_float
 from tdsm_jax.diffusion.mixture import floor_slots
 from tdsm_jax.diffusion.process import EDM, PROCESSES, Process
 from tdsm_jax.errors import UserError
-from tdsm_jax.labels import corruption
-from tdsm_jax.labels.weights import WeightTable, make_table
+from tdsm_jax.labels import corruption, transition
+from tdsm_jax.labels.correction import corrected, residual_matrix
+from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table
 from tdsm_jax.networks.classifier import Classifier
 from tdsm_jax.networks.mnist_cnn import MnistCNN
 from tdsm_jax.networks.resnet import BLOCKS, ResNet
@@ -29,6 +30,7 @@ from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training import loop, model_file, parallel, score
 from tdsm_jax.training.classifier import Fitted, Labelled
 from tdsm_jax.training.cross_fit import CrossFitted, Weigher, assign_folds, stack_folds
+from tdsm_jax.training.fit_step import Network
 from tdsm_jax.training.model_file import Model
 from tdsm_jax.training.state import Optimisation, TrainState, initial_state, stream_key
 
@@ -150,7 +152,7 @@ class Run:
         return Labelled(self.train_set.images[chosen], self.y_tilde[chosen])
 
     @property
-    def classifier(self) -> classifiers.Network:
+    def classifier(self) -> Network:
         c, K = self.config.classifier, self.num_classes
         if c.network in BLOCKS:
             return ResNet(K, BLOCKS[c.network], c.widths[0])
@@ -179,10 +181,16 @@ class Run:
             )
         return fitted
 
+    def classifier_files(self, fold: int) -> list[str]:
+        """Names of the fitted classifiers of a fold, under the workdir."""
+        members = self.config.classifier.members
+        return [f"classifier/fold{fold}{f'_member{m}' if m else ''}.npz" for m in range(members)]
+
     @functools.cached_property
-    def fitted(self) -> list[Fitted]:
-        folder = self.workdir / "classifier"
-        return [classifiers.read_fitted(folder / f"fold{f}.npz") for f in range(self.config.classifier.folds)]
+    def fitted(self) -> list[list[Fitted]]:
+        """The members of every fold."""
+        folds = range(self.config.classifier.folds)
+        return [[classifiers.read_fitted(self.workdir / name) for name in self.classifier_files(f)] for f in folds]
 
     @functools.cached_property
     def cross_fitted(self) -> CrossFitted:
@@ -197,6 +205,21 @@ class Run:
     def image_posterior(self) -> np.ndarray:
         """p(y | x0, y_tilde) of the training images, float32 [N,K]."""
         return files.read_arrays(self.workdir / "image_posterior.npz")["w"]
+
+    def labels_of(self, method: str) -> np.ndarray:
+        """Returns the labels [N] that a method trains on."""
+        if method == "clean":
+            return self.train_set.labels
+        return corrected(self.image_posterior, "argmax") if method.startswith("relabel") else self.y_tilde
+
+    def table_of(self, method: str) -> WeightTable:
+        """Returns the weight table for the noise in the labels that a method trains on."""
+        if not method.startswith("relabel"):
+            return self.table
+        y_hat = self.labels_of(method)
+        S = residual_matrix(self.image_posterior, y_hat)
+        transition.check_invertible(S, self.config.transition.condition_limit)
+        return make_table(S, clean_prior(S, y_hat))
 
     @property
     def network(self) -> UNet:
@@ -234,13 +257,14 @@ class Run:
     def objective(self, method: str) -> score.Objective:
         """Returns what `method` trains: plans that differ, everything else the same."""
         m, config = self.config.mixture, self.config.score
-        rule = {"tdsm": m.rule, "s_weighted": "prior"}.get(method, "own")
+        rule = {"tdsm": m.rule, "relabel_tdsm": m.rule, "s_weighted": "prior"}.get(method, "own")
         if method.startswith("tdsm_"):
             rule = method.removeprefix("tdsm_")
+        S = np.asarray(self.table_of(method).S) if rule == "floor" else None
         return score.Objective(
             rule=rule,
             tau=m.tau,
-            residual_slots=floor_slots(np.asarray(self.table.S), m.residual_slots) if rule == "floor" else (0, False),
+            residual_slots=(0, False) if S is None else floor_slots(S, m.residual_slots),
             capacity=None,
             own_gradient=m.own_gradient,
             label_dropout=config.label_dropout,
@@ -256,9 +280,9 @@ class Run:
         Networks, batches and noise are the same for every method: they differ by the objective alone.
         """
         config, seed = self.config.score, self.config.seed
-        labels = self.train_set.labels if method == "clean" else self.y_tilde
+        labels = self.labels_of(method)
         objective = self.objective(method)
-        given = None if objective.rule == "own" else score.Given(self.table, self.cross_fitted)
+        given = None if objective.rule == "own" else score.Given(self.table_of(method), self.cross_fitted)
 
         def batches(step: int) -> dict[str, np.ndarray]:
             index = batch_indices(seed, step, config.batch_size, len(labels))

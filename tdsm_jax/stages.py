@@ -9,7 +9,7 @@ import numpy as np
 
 from tdsm_jax import files
 from tdsm_jax.data import label_files, sources
-from tdsm_jax.data.augment import augment
+from tdsm_jax.data.augment import augment, light
 from tdsm_jax.data.batches import in_batches
 from tdsm_jax.diffusion import sampling
 from tdsm_jax.diffusion.objectives import add_noise
@@ -21,8 +21,9 @@ from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table, poster
 from tdsm_jax.run import Run, optimisation
 from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training import loop, model_file, parallel
-from tdsm_jax.training.classifier import FitSettings
-from tdsm_jax.training.cross_fit import cross_fitted_logits
+from tdsm_jax.training.calibration import SIGMAS
+from tdsm_jax.training.cross_fit import cross_fitted_logits, fit_fold
+from tdsm_jax.training.fit_step import FitSettings
 from tdsm_jax.training.logs import Progress
 from tdsm_jax.training.model_file import Model
 from tdsm_jax.training.state import example_keys, normal_like, stream_key
@@ -38,44 +39,61 @@ def make_labels(run: Run) -> None:
 
 
 def fit_classifier(run: Run) -> None:
-    """images + y_tilde -> classifier/: one classifier a fold, fitted on the other folds' noisy labels"""
+    """images + y_tilde -> classifier/: classifiers of each fold, fitted on the other folds' noisy labels"""
     c, t = run.config.classifier, run.config.transition
-    settings = FitSettings(
+    for f in range(c.folds):
+        name = f"classifier/fold{f}"
+        if c.init_from:
+            members = [run.given_classifier()]
+        else:
+            held_out = run.fold == f if c.folds > 1 else np.zeros(len(run.fold), bool)
+            members = fit_fold(
+                run.given(~held_out),
+                stream_key(run.config.seed, name),
+                label=name,
+                settings=fit_settings(run),
+                S=run.known_S if t.estimator == "known" else None,
+                mesh=run.mesh,
+                seed=run.config.seed,
+                members=c.members,
+                held_out=run.given(held_out) if held_out.any() else None,
+                directory=run.workdir / name,
+            )
+        for file, fitted in zip(run.classifier_files(f), members, strict=True):
+            fitted = fitted._replace(temperature=c.temperature or fitted.temperature)
+            classifiers.write_fitted(run.workdir / file, fitted)
+
+
+def fit_settings(run: Run) -> FitSettings:
+    """Returns how the classifiers of h(x_t, sigma) are fitted."""
+    c, t = run.config.classifier, run.config.transition
+    changes = functools.partial(augment, probability=c.augment) if c.augment else None
+    if any(c.light):
+        changes = functools.partial(light, **dict(zip(("shift", "rotation", "scale"), c.light, strict=True)))
+    return FitSettings(
         network=run.classifier,
         optimisation=optimisation(c),
         schedule=run.schedule(c.steps, evaluate_every=c.evaluate_every if c.folds > 1 else 0),
         process=run.classifier_process,
         volume_weight=t.volume_weight,
         transition_rate=t.rate,
-        augment=functools.partial(augment, probability=c.augment) if c.augment else None,
+        augment=changes,
         freeze_transition_images=t.freeze_images,
+        stopping=c.stopping,
+        calibration=c.calibration,
+        temperature_per_sigma=c.temperature_per_sigma,
+        loss=c.loss,
+        forget_rate=c.forget_rate,
+        forget_ramp_images=c.forget_ramp_images,
+        co_teaching=c.co_teaching,
     )
-    for f in range(c.folds):
-        name = f"fold{f}"
-        if c.init_from:
-            fitted = run.given_classifier()
-        else:
-            held_out = run.fold == f if c.folds > 1 else np.zeros(len(run.fold), bool)
-            fitted = classifiers.fit(
-                run.given(~held_out),
-                stream_key(run.config.seed, f"classifier/{name}"),
-                label=f"classifier/{name}",
-                settings=settings,
-                S=run.known_S if t.estimator == "known" else None,
-                mesh=run.mesh,
-                seed=run.config.seed,
-                held_out=run.given(held_out) if held_out.any() else None,
-                directory=run.workdir / "classifier" / name,
-            )
-        if c.temperature:
-            fitted = fitted._replace(temperature=c.temperature)
-        classifiers.write_fitted(run.workdir / "classifier" / f"{name}.npz", fitted)
 
 
 def make_weight_table(run: Run) -> None:
     """classifiers + y_tilde -> weight_table.npz, transition.json (S, its errors, the classifiers' quality)"""
     config = run.config.transition
-    S = np.mean([fitted.S for fitted in run.fitted], axis=0)
+    fitted = [member for fold in run.fitted for member in fold]
+    S = np.mean([member.S for member in fitted], axis=0)
     transition.check_invertible(S, config.condition_limit)
     prior = clean_prior(S, run.y_tilde) if config.prior == "estimated" else np.full(len(S), 1 / len(S))
     quality = classifier_quality(run, make_table(S, prior))
@@ -87,8 +105,11 @@ def make_weight_table(run: Run) -> None:
             "condition_number": transition.condition_number(S),
             "relative_l1": transition.relative_l1(S, run.known_S),
             "classifier": quality,
-            "temperature": [fitted.temperature for fitted in run.fitted],
-            "held_out_nll": [None if np.isnan(f.held_out_nll) else f.held_out_nll for f in run.fitted],
+            "temperature": {
+                "sigma": SIGMAS.tolist(),
+                "T": [np.broadcast_to(m.temperature, SIGMAS.shape).tolist() for m in fitted],
+            },
+            "held_out_nll": [None if np.isnan(m.held_out_nll) else m.held_out_nll for m in fitted],
         },
     )
     files.write_arrays(run.workdir / "weight_table.npz", {"S": S, "prior": prior})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tdsm_jax.data.augment import LABEL_SIZE, SYM6, Parameters, affine_of, augment, draw, flip, label_of, warp
+from tdsm_jax.data.augment import LABEL_SIZE, SYM6, Parameters, affine_of, augment, draw, flip, label_of, light, warp
 from tdsm_jax.errors import UserError
 
 SIZE, BATCH = 32, 96
@@ -315,3 +315,36 @@ def test_one_program_serves_all_keys_and_probabilities():
 def test_images_that_cannot_be_turned_are_refused(shape):
     with pytest.raises(UserError, match="square images .* got"):
         augment(keys_of(2), jnp.zeros(shape), 0.12)
+
+
+# Light augmentation
+
+
+def test_light_augmentation_of_no_strength_changes_nothing():
+    x0 = noise_images(3, 8, 1)
+    still, labels = light(keys_of(3), x0, 0.0, 0.0, 0.0)
+    np.testing.assert_allclose(still, x0, atol=1e-6)
+    assert not labels.any()
+
+
+def test_light_augmentation_draws_normals_of_the_strengths_asked_for():
+    images, labels = light(keys_of(2000), jnp.zeros((2000, 8, 8, 1)), 0.05, 0.1, 0.15)
+    assert images.shape == (2000, 8, 8, 1) and not labels[:, :2].any() and not labels[:, 5:7].any()
+    columns = {"scale": (labels[:, 2] * 0.2, 0.15), "turn": (jnp.arcsin(labels[:, 4]), 0.1)}
+    columns |= {"right": (labels[:, 7] * 0.125, 0.05), "down": (labels[:, 8] * 0.125, 0.05)}
+    for name, (values, std) in columns.items():
+        assert stats.kstest(np.asarray(values), "norm", args=(0, std)).pvalue > 1e-3, name
+
+
+def test_light_augmentation_moves_the_image_as_its_label_says():
+    image = blob(0, 0)[None]
+    moved, label = light(keys_of(1, seed=3), image, 0.05, 0.0, 0.0)
+    mean, covariance = moments(moved[0])
+    np.testing.assert_allclose(mean, np.asarray(label[0, 7:]) * 0.125 * WIDE, atol=0.05)
+    np.testing.assert_allclose(covariance, moments(image[0])[1], atol=0.2)
+
+
+@pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf")])
+def test_light_augmentation_refuses_strengths_that_are_none(strength):
+    with pytest.raises(UserError, match="finite numbers from 0"):
+        light(keys_of(1), noise_images(1, 8, 1), 0.05, strength, 0.1)

@@ -115,6 +115,35 @@ def test_the_focal_factor_carries_no_gradient():
     np.testing.assert_allclose(gradients[0], factor[:, None] * gradients[1], rtol=1e-4, atol=1e-6)
 
 
+def test_elr_follows_its_formula_and_its_gradient():
+    """CE pulls by p - e_y; the regulariser by -weight p (t - <t,p>) / (1 - <t,p>), t held still."""
+    logits, targets = jnp.array([[1.0, -0.5, 0.2]]), jnp.array([[0.6, 0.1, 0.2]])
+    y = jnp.array([1])
+    p = np.exp([1.0, -0.5, 0.2]) / np.exp([1.0, -0.5, 0.2]).sum()
+    t = 0.7 * np.array([0.6, 0.1, 0.2]) + 0.3 * p
+    loss, new = losses.elr(logits, y, targets)
+    np.testing.assert_allclose(new[0], t, rtol=1e-6)
+    np.testing.assert_allclose(loss[0], -np.log(p[1]) + 3 * np.log(1 - t @ p), rtol=1e-5)
+    gradient = jax.grad(lambda z: losses.elr(z, y, targets)[0].sum())(logits)[0]
+    np.testing.assert_allclose(gradient, p - np.eye(3)[1] - 3 * p * (t - t @ p) / (1 - t @ p), rtol=1e-4)
+
+
+def test_elr_without_weight_is_cross_entropy_and_stays_finite_where_sure():
+    logits, y = problem(3)
+    targets = jnp.zeros((6, 7))
+    np.testing.assert_array_equal(losses.elr(logits, y, targets, weight=0.0)[0], losses.ce(logits, y))
+    np.testing.assert_allclose(losses.elr(logits, y, targets, momentum=0.0)[1], jax.nn.softmax(logits), rtol=1e-6)
+    sure, corner = jnp.array([[1e4, 0.0, 0.0]]), jnp.array([[1.0, 0.0, 0.0]])
+    value, pull = jax.vjp(lambda z: losses.elr(z, jnp.array([0]), corner)[0], sure)
+    assert np.isfinite(value).all() and np.isfinite(pull(jnp.ones(1))[0]).all()
+
+
+def test_the_smallest_losses_are_chosen():
+    values = jnp.array([3.0, 1.0, 2.0, 1.0, 1.0])
+    np.testing.assert_array_equal(losses.smallest(values, 2), [False, True, False, True, False])
+    assert losses.smallest(values, 5).all() and not losses.smallest(values, 0).any()
+
+
 def test_volmin_adds_the_volume_of_the_transition_matrix():
     logits, y_tilde = problem(2, num_classes=5)
     T = volmin_matrix(volmin_initial(5, 0.6))

@@ -324,3 +324,18 @@ def test_five_random_kills(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert_same_results(workdir, finished)
     assert not list(workdir.rglob("*.partial"))
+
+
+def test_every_objective_runs_on_an_ensemble_with_light_augmentation(tmp_path):
+    methods = "relabel+relabel_tdsm+posterior+tdsm_sampled+tdsm_all"
+    keys = ("--config.classifier.light=(0.05,0.1,0.1)", "--config.classifier.members=2", "--config.evaluation.steps=5")
+    keys += ("--config.classifier.temperature_per_sigma=True", "--config.label_noise.imbalance=0.5")
+    done = call(f"--workdir={tmp_path}", *keys, config=f"{DIGITS}:smoke,noise=instance,methods={methods}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(metrics["methods"]) == methods.split("+")
+    w = np.load(tmp_path / "image_posterior.npz")["w"]
+    np.testing.assert_allclose(w.sum(axis=1), 1, rtol=1e-5)
+    counts = np.bincount(np.load(tmp_path / "samples" / "posterior.npz")["labels"])
+    assert counts.tolist() == [8] * 10 and len(w) < 1438
+    assert (tmp_path / "classifier" / "fold1_member1.npz").exists()

@@ -65,6 +65,28 @@ def augment(keys: jax.Array, x0: jax.Array, probability: float | jax.Array) -> t
     return jax.vmap(one)(keys, x0)
 
 
+def light(keys: jax.Array, x0: jax.Array, shift: float, rotation: float, scale: float) -> tuple[jax.Array, jax.Array]:
+    """Returns images a little shifted, turned and scaled, none flipped, and their labels: for small data sets.
+
+    `shift` is in image sizes, `rotation` in radians, `scale` in octaves: standard deviations of normals drawn for
+    every image, by its own key alone. Shapes and errors of `augment`; standard deviations that are not finite
+    numbers from 0 are a `UserError`.
+    """
+    _require_square(x0.shape[1:])
+    if not all(0 <= std < np.inf for std in (shift, rotation, scale)):
+        raise UserError(f"light augmentation takes finite numbers from 0, got {shift=}, {rotation=}, {scale=}")
+
+    def one(key: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        w = jax.random.normal(key, (4,))
+        still, no = jnp.float32(0), jnp.bool_(False)
+        parameters = Parameters(
+            no, no, scale / SCALE_STD * w[0], rotation * w[1], still, still, shift / SHIFT_STD * w[2:]
+        )
+        return warp(image, affine_of(parameters, image.shape[0])), label_of(parameters)
+
+    return jax.vmap(one)(keys, x0)
+
+
 def draw(key: jax.Array, probability: float | jax.Array) -> Parameters:
     """Returns the random parameters of one example; w is standard normal, angles and flips are uniform."""
     # One call for all: each random call adds a second to compilation on CPU.

@@ -77,6 +77,31 @@ def gce(logits: jax.Array, y: jax.Array, *, q: float = 0.7) -> jax.Array:
     return -jnp.expm1(q * _of_label(jax.nn.log_softmax(logits), y)) / q
 
 
+def elr(
+    logits: jax.Array,  # [B,K]
+    y: jax.Array,  # int [B]
+    targets: jax.Array,  # [B,K], the examples' own, zero at first
+    *,
+    momentum: float = 0.7,
+    weight: float = 3.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the early-learning regularised loss [B], CE + weight log(1 - <t, p>), and the new targets t [B,K].
+
+    Targets are running means of the predictions, t <- momentum t + (1 - momentum) p, without gradient: what was
+    learnt early is held on to when wrong labels begin to be memorised (Liu et al. 2020).
+    """
+    p = jax.nn.softmax(logits)
+    targets = jax.lax.stop_gradient(momentum * targets + (1 - momentum) * p)
+    left = jnp.maximum(1 - (targets * p).sum(axis=1), 1e-4)  # both near the same corner: nothing more to gain
+    return ce(logits, y) + weight * jnp.log(left), targets
+
+
+def smallest(losses: jax.Array, count: jax.Array | int) -> jax.Array:
+    """Returns bool [B], true for the `count` smallest of losses [B]; of equal ones the first."""
+    rank = jnp.argsort(jnp.argsort(losses, stable=True), stable=True)
+    return rank < count
+
+
 def _of_label(values: jax.Array, y: jax.Array) -> jax.Array:
     """Shapes: [B,K], int [B] -> [B]."""
     return jnp.take_along_axis(values, y[:, None], axis=1)[:, 0]
@@ -111,7 +136,14 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
     },
 }
 # What `make_loss` accepts; at q below 1e-6 GCE is CE to the last digit of float32.
-RANGES = {"gamma": (0.0, math.inf), "q": (1e-6, 1.0), "a": (0.0, math.inf), "b": (0.0, math.inf)}
+RANGES = {
+    "gamma": (0.0, math.inf),
+    "q": (1e-6, 1.0),
+    "a": (0.0, math.inf),
+    "b": (0.0, math.inf),
+    "momentum": (0.0, 1.0),
+    "weight": (0.0, math.inf),
+}
 
 
 def make_loss(name: str, **parameters: float) -> Loss:
@@ -121,7 +153,12 @@ def make_loss(name: str, **parameters: float) -> Loss:
     """
     if name not in LOSSES:
         raise UserError(f"unknown loss {name!r}{did_you_mean(name, LOSSES)}")
-    loss = LOSSES[name]
+    check_parameters(name, LOSSES[name], parameters)
+    return functools.partial(LOSSES[name], **parameters)
+
+
+def check_parameters(name: str, loss: Callable, parameters: dict[str, float]) -> None:
+    """Raises `UserError` for a parameter that the loss called `name` does not have, or outside `RANGES`."""
     known = [parameter for parameter in RANGES if parameter in inspect.signature(loss).parameters]
     for parameter, value in parameters.items():
         if parameter not in known:
@@ -129,4 +166,3 @@ def make_loss(name: str, **parameters: float) -> Loss:
         low, high = RANGES[parameter]
         if not (math.isfinite(value) and low <= value <= high):
             raise UserError(f"{parameter} of the loss {name!r} must be a number from {low:g} to {high:g}, got {value}")
-    return functools.partial(loss, **parameters)

@@ -1,19 +1,26 @@
-"""Cross-fitting: every example is weighted by the classifier that never saw it."""
+"""Cross-fitting: every example is weighted by the classifiers that never saw it."""
 
 import functools
 import math
+import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from tdsm_jax.data.batches import batch_indices
 from tdsm_jax.diffusion.process import EDM
-from tdsm_jax.training.classifier import Fitted, Network, classify
+from tdsm_jax.training import classifier
+from tdsm_jax.training.calibration import SIGMAS, softened
+from tdsm_jax.training.classifier import Fitted, Labelled
+from tdsm_jax.training.fit_step import FitSettings, Network, classify
 from tdsm_jax.training.state import Params
 
 GROUP_SLACK = 1.3  # room of a fold's group in a batch, over its expected share
+_MEMBER_SEEDS = 2**32  # between the seeds of an ensemble's members: other runs' seeds are far smaller
 
 
 class Weigher(NamedTuple):
@@ -24,7 +31,7 @@ class Weigher(NamedTuple):
 
 
 class CrossFitted(NamedTuple):
-    """Classifiers of F folds, parameters stacked along a first axis, and their temperatures [F]."""
+    """Ensembles of m classifiers for F folds: parameters stacked along two axes [F,m], temperatures [F,G]."""
 
     params: Params
     temperature: jax.Array
@@ -38,10 +45,66 @@ def assign_folds(num_examples: int, folds: int, seed: int) -> np.ndarray:
     return fold
 
 
-def stack_folds(fitted: list[Fitted]) -> CrossFitted:
-    """Stacks the classifiers of all folds, in order."""
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[f.params for f in fitted])
-    return CrossFitted(params, jnp.asarray([f.temperature for f in fitted], jnp.float32))
+def fit_fold(
+    data: Labelled,
+    key: jax.Array,
+    *,
+    label: str,
+    settings: FitSettings,
+    S: np.ndarray | None,
+    mesh: Mesh,
+    seed: int,
+    members: int = 1,
+    held_out: Labelled | None = None,
+    directory: pathlib.Path | None = None,
+) -> list[Fitted]:
+    """Fits the ensemble of one fold: `members` classifiers that differ by initial weights, noise and batch order.
+
+    Arguments of `classifier.fit`, to which one member alone comes down. Several share the temperature of their mean
+    probability and its held-out loss.
+    """
+    fitted = []
+    for member in range(members):
+        again = f"member{member}" if member else ""
+        fitted.append(
+            classifier.fit(
+                data,
+                jax.random.fold_in(key, member) if member else key,
+                label=f"{label}/{again}".rstrip("/"),
+                settings=settings,
+                S=S,
+                mesh=mesh,
+                seed=seed + member * _MEMBER_SEEDS,
+                held_out=held_out,
+                directory=directory and directory / again,
+            )
+        )
+    if members == 1 or held_out is None:
+        return fitted
+    seen = classifier.make_held_out(settings, held_out, jax.random.fold_in(key, members))
+    logits = mean_logits(jnp.stack([seen.logits({"network": f.params}) for f in fitted]))
+    log_S = jnp.log(jnp.asarray(np.mean([f.S for f in fitted], axis=0), jnp.float32))
+    temperature, nll, _ = classifier.calibrated(settings, logits, seen, log_S)
+    return [f._replace(temperature=temperature, held_out_nll=nll) for f in fitted]
+
+
+def mean_logits(logits: jax.Array) -> jax.Array:
+    """Returns the log of the members' mean probability [B,K] of their logits [m,B,K]; of one member as they are."""
+    if len(logits) == 1:
+        return logits[0]
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(len(logits))
+
+
+def stack_folds(fitted: Sequence[Fitted | Sequence[Fitted]]) -> CrossFitted:
+    """Stacks the classifiers of all folds, in order: one a fold, or as many members for each; the first's T holds."""
+    groups = [[fold] if isinstance(fold, Fitted) else list(fold) for fold in fitted]
+    members = len(groups[0])
+    params = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves).reshape(len(groups), members, *leaves[0].shape),
+        *[f.params for group in groups for f in group],
+    )
+    temperature = [np.broadcast_to(group[0].temperature, SIGMAS.shape) for group in groups]
+    return CrossFitted(params, jnp.asarray(np.stack(temperature), jnp.float32))
 
 
 def cross_fitted_logits(
@@ -51,16 +114,22 @@ def cross_fitted_logits(
     sigma: jax.Array,  # [B]
     fold: jax.Array,  # int [B]
 ) -> jax.Array:  # [B,K]
-    """Returns the logits / temperature of each example by the classifier of its fold, at the cost of about one.
+    """Returns log h / T(sigma) of each example by the ensemble of its fold, at the cost of about one a member.
 
     The examples are grouped by fold in groups of static size; a batch with a fuller group, which is rare, is
     sent through every classifier instead.
     """
     folds, B = len(classifiers.temperature), len(fold)
+    members = jax.tree.leaves(classifiers.params)[0].shape[1]
 
     def logits(f: int, rows: jax.Array) -> jax.Array:
-        apply = functools.partial(weigher.network.apply, jax.tree.map(lambda leaf: leaf[f], classifiers.params))
-        return classify(apply, weigher.process, x_t[rows], sigma[rows])[0] / classifiers.temperature[f]
+        def one(member: int) -> jax.Array:
+            params = jax.tree.map(lambda leaf: leaf[f, member], classifiers.params)
+            apply = functools.partial(weigher.network.apply, params)
+            return classify(apply, weigher.process, x_t[rows], sigma[rows])[0]
+
+        mean = mean_logits(jnp.stack([one(member) for member in range(members)]))
+        return softened(mean, classifiers.temperature[f], sigma[rows])
 
     if folds == 1:
         return logits(0, jnp.arange(B))

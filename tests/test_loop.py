@@ -1,0 +1,126 @@
+"""The loop: resume, logs, one compilation, losses that are no numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tdsm_jax.errors import UserError
+from tdsm_jax.training import loop, parallel
+from tdsm_jax.training.logs import read_metrics
+from tdsm_jax.training.state import (
+    Optimisation,
+    TrainState,
+    example_keys,
+    initial_state,
+    normal_like,
+    stream_key,
+    update,
+)
+
+PLAIN = Optimisation(
+    batch_size=8,
+    learning_rate=0.1,
+    ramp_images=0,
+    ema_half_life=16,
+    ema_ramp=1.0,
+    weight_decay=0.0,
+    clip_norm=0.0,
+)
+
+
+def assert_trees_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def quadratic(state: TrainState, batch, key):
+    """Draws the parameter towards noise: every step depends on batch and key."""
+    noise = normal_like(example_keys(key, state.step, batch["position"]), batch["x"])
+    target = (batch["x"] + noise).mean(0)
+    loss, gradient = jax.value_and_grad(lambda p: ((p["w"] - target) ** 2).sum())(state.params)
+    return update(state, gradient, PLAIN), {"loss": loss}
+
+
+def batches(step):
+    return {"x": np.full((8, 3), np.sin(step), np.float32), "position": np.arange(8)}
+
+
+def run(directory, steps, step_fn=None, **options):
+    schedule = loop.Schedule(steps, log_every=3, save_every=6, **options.pop("schedule", {}))
+    return loop.run(
+        "toy",
+        step_fn or jax.jit(quadratic, donate_argnums=0),
+        initial_state({"w": jnp.zeros(3)}, PLAIN),
+        batches,
+        stream_key(0, "toy"),
+        schedule=schedule,
+        mesh=parallel.data_mesh(),
+        directory=directory,
+        **options,
+    )
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [1, 7, 13, 19])
+def test_a_resumed_run_is_the_straight_run(tmp_path, killed_at):
+    step_fn = jax.jit(quadratic, donate_argnums=0)
+
+    def fragile(state, batch, key):
+        if int(state.step) == killed_at:
+            raise Killed
+        return step_fn(state, batch, key)
+
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", 20, fragile)
+    resumed, straight = run(tmp_path / "killed", 20), run(tmp_path / "straight", 20)
+    assert_trees_equal(resumed, straight)
+    assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "straight")
+    assert [r["step"] for r in read_metrics(tmp_path / "straight")] == [3, 6, 9, 12, 15, 18, 20]
+
+
+def test_files_change_nothing(tmp_path):
+    assert_trees_equal(run(None, 7), run(tmp_path, 7))
+
+
+def test_a_finished_run_does_no_step(tmp_path):
+    done = run(tmp_path, 6)
+
+    def never(state, batch, key):
+        raise AssertionError("a step was taken")
+
+    assert_trees_equal(run(tmp_path, 6, never), done)
+
+
+def test_one_compilation(tmp_path):
+    traces = []
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def counted(state, batch, key):
+        traces.append(1)
+        return quadratic(state, batch, key)
+
+    run(tmp_path, 6, counted)
+    run(tmp_path, 12, counted)  # a restored state has the same types and placement
+    assert len(traces) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path):
+    def breaking(state, batch, key):
+        state, metrics = quadratic(state, batch, key)
+        return state, {"loss": jnp.where(state.step == 8, jnp.nan, metrics["loss"])}
+
+    with pytest.raises(loop.Diverged, match="nan at step 8"):
+        run(tmp_path, 20, jax.jit(breaking))
+    assert [r["step"] for r in read_metrics(tmp_path)] == [3, 6]
+
+
+def test_bad_schedules_are_refused():
+    with pytest.raises(UserError, match="multiple of log_every"):
+        loop.Schedule(10, log_every=3, save_every=4)
+    with pytest.raises(UserError, match="at least 1"):
+        loop.Schedule(0, log_every=1, save_every=1)
