@@ -6,7 +6,7 @@ import numpy as np
 
 from tdsm_jax.labels.shrinkage import Rows, Smooth, frequencies, shrunk
 
-STEPS = 500  # at most; the last ones move S by less than its standard error
+STEPS = 500  # at most
 TOLERANCE = 1e-5  # of every entry of S between two steps
 _SCAN_TOLERANCE = 1e-4  # the same, while temperatures are compared
 TEMPERATURES = np.geomspace(4, 1 / 8, 16)
