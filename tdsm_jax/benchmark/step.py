@@ -8,6 +8,7 @@ does falls on all of them. Each step waits for its result. Prints medians, quart
 """
 
 import pathlib
+import sys
 import time
 
 import jax
@@ -16,6 +17,7 @@ from absl import app, flags, logging
 from ml_collections import FrozenConfigDict, config_flags
 
 from tdsm_jax import files, pipeline, runtime
+from tdsm_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config of the finished run.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the finished run (its labels and classifiers).")
@@ -28,6 +30,10 @@ RULES = ("own", "floor", "threshold", "all")
 def main(_: list[str]) -> None:
     """Compiles one step for each rule, times them interleaved, prints the table."""
     logging.set_verbosity(logging.WARNING)
+    if _CONFIG.value is None or not _WORKDIR.value:
+        raise UserError("give --config=configs/digits.py and --workdir=FOLDER of a finished run; --help shows examples")
+    if not (pathlib.Path(_WORKDIR.value) / "weight_table.npz").is_file():
+        raise UserError(f"--workdir={_WORKDIR.value} holds no finished classifiers; run tdsm_jax.main there first")
     runtime.configure()
     from tdsm_jax.run import Run
 
@@ -92,4 +98,8 @@ class TimedStep:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    try:
+        app.run(main)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
