@@ -126,10 +126,14 @@ def test_training_goes_on_from_a_model_file(finished, tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "classifier"),
-    [("cifar10", "resnet18"), ("mnist", "cnn"), ("cifar100", "resnet18")],
+    [
+        ("cifar10", "resnet18"),
+        ("mnist", "cnn"),
+        pytest.param("cifar100", "resnet18", marks=pytest.mark.slow),  # as cifar10, with more classes
+    ],
 )
 def test_the_published_recipes_run_in_small(config, classifier, tmp_path):
-    objective = "published" if config == "cifar100" else "floor"
+    objective = "published" if config == "cifar10" else "floor"
     arguments = f"configs/{config}.py:smoke,methods=tdsm,objective={objective}"
     done = call(f"--workdir={tmp_path}", config=arguments)
     assert done.returncode == 0, done.stderr[-3000:]
