@@ -89,7 +89,7 @@ def complete(argv: list[str]) -> list[str]:
     base = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
     if not base.is_file():
         raise UserError("--config.init_from needs a --config too where the folder configs/ is not installed")
-    model = next(a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config.init_from="))
+    model = next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config.init_from=")), "")
     default = [] if "workdir" in names else [f"--workdir=runs/samples-of-{pathlib.Path(model).parent.name or 'model'}"]
     return [argv[0], f"--config={base}", "--config.methods=('init',)", *default, *argv[1:]]
 

@@ -36,7 +36,15 @@ def _label_units(run: Run) -> list[Unit]:
     given = _given(run.config.classifier.init_from)
     posterior = _unit(run, "posterior", stages.make_posterior, (), ("transition",), ("image_posterior.npz",))
     return [
-        _unit(run, "labels", stages.make_labels, ("seed", "data", "label_noise"), (), ("labels.json", "labels.png")),
+        _unit(
+            run,
+            "labels",
+            stages.make_labels,
+            ("seed", "data", "label_noise"),
+            (),
+            ("labels.json", "labels.png"),
+            inputs=run.label_inputs,
+        ),
         _unit(
             run, "classifier", stages.fit_classifier, fits + learns, ("labels",), ("classifier", *folds), inputs=given
         ),
@@ -95,6 +103,6 @@ def _unit(
     *method: str,
     inputs: Mapping[str, str] = MappingProxyType({}),
 ) -> Unit:
-    if "data" in reads:
-        inputs = {**inputs, **run.data_inputs}
+    if "data" in reads:  # the training images: also what class imbalance leaves of them
+        reads, inputs = (*reads, "label_noise.imbalance"), {**inputs, **run.data_inputs}
     return Unit(name, reads, needs, makes, functools.partial(work, run, *method), inputs)

@@ -89,10 +89,15 @@ class Run:
 
     @functools.cached_property
     def data_inputs(self) -> dict[str, str]:
-        """Hashes of the archives and label files that the config names."""
+        """Hashes of the archives and clean labels that the config names."""
         data = self.config.data
-        paths = (data.path, data.test_path, data.labels_path, self.config.label_noise.path)
-        return {path: fingerprint(path) for path in paths if path}
+        return {path: fingerprint(path) for path in (data.path, data.test_path, data.labels_path) if path}
+
+    @functools.cached_property
+    def label_inputs(self) -> dict[str, str]:
+        """Hashes of the files that the config takes its label noise from."""
+        noise = self.config.label_noise
+        return {path: fingerprint(path) for path in (noise.path, noise.order_path) if path}
 
     @functools.cached_property
     def train_set(self) -> Dataset:

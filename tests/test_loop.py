@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plain import PLAIN, assert_trees_equal
 from tdsm_jax.errors import UserError
 from tdsm_jax.training import loop, parallel
 from tdsm_jax.training.logs import read_metrics
 from tdsm_jax.training.state import (
-    Optimisation,
     TrainState,
     example_keys,
     initial_state,
@@ -19,20 +19,6 @@ from tdsm_jax.training.state import (
     stream_key,
     update,
 )
-
-PLAIN = Optimisation(
-    batch_size=8,
-    learning_rate=0.1,
-    ramp_images=0,
-    ema_half_life=16,
-    ema_ramp=1.0,
-    weight_decay=0.0,
-    clip_norm=0.0,
-)
-
-
-def assert_trees_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def quadratic(state: TrainState, batch, key):

@@ -170,6 +170,46 @@ def test_dry_run_prints_config_and_plan_and_writes_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_class_imbalance_concerns_every_unit_that_sees_training_images(finished):
+    """Also those that read no noisy label: the clean ceiling and the judge."""
+    done = call(f"--workdir={finished}", "--config.label_noise.imbalance=0.5", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    state = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
+    for unit in ("labels", "score/dsm", "score/clean", "judge", "measure/clean"):
+        assert "label_noise.imbalance: 1.0 -> 0.5" in state[unit] or "unit " in state[unit], state[unit]
+
+
+def test_a_changed_matrix_file_makes_new_labels(tmp_path):
+    path, workdir = tmp_path / "S.npy", tmp_path / "run"
+    keys = ("--config.label_noise.kind=matrix", f"--config.label_noise.path={path}", "--stages=labels")
+    np.save(path, 0.5 * np.eye(10) + 0.05)
+    assert call(f"--workdir={workdir}", *keys).returncode == 0
+    before = json.loads((workdir / "labels.json").read_text())["S"]
+    np.save(path, 0.8 * np.eye(10) + 0.02)
+    done = call(f"--workdir={workdir}", *keys)
+    assert done.returncode == 2 and "S.npy" in done.stderr
+    done = call(f"--workdir={workdir}", *keys, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((workdir / "labels.json").read_text())["S"] != before
+
+
+@pytest.mark.parametrize("form", ["=", " "])
+def test_a_missing_or_truncated_model_file_ends_in_one_line(form, tmp_path):
+    (tmp_path / "cut.npz").write_bytes(b"PK" + bytes(50))
+    for name in ("cut.npz", "none.npz"):
+        flag = f"--config.init_from{form}{tmp_path / name}".split(" ")
+        done = subprocess.run(
+            [sys.executable, "-m", "tdsm_jax.main", "--stages=sample", *flag, f"--workdir={tmp_path / 'w'}"],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2 and name in done.stderr.splitlines()[-1], done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_another_config_does_not_overwrite(finished):
     done = call(f"--workdir={finished}", "--config.score.steps=21")
     assert done.returncode == 2

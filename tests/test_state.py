@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plain import PLAIN, assert_trees_equal
 from tdsm_jax.training.state import (
-    Optimisation,
     example_keys,
     flatten_params,
     initial_state,
@@ -16,20 +15,6 @@ from tdsm_jax.training.state import (
     unflatten_params,
     update,
 )
-
-PLAIN = Optimisation(
-    batch_size=8,
-    learning_rate=0.1,
-    ramp_images=0,
-    ema_half_life=16,
-    ema_ramp=1.0,
-    weight_decay=0.0,
-    clip_norm=0.0,
-)
-
-
-def assert_trees_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_the_average_forgets_half_in_its_half_life():

@@ -15,22 +15,14 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-import numpy as np
-
 from tdsm_jax import files
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation.statistics import recovery
+from tdsm_jax.evaluation.table import COLUMNS, spread
 
-NOISES = "sym:0.2,sym:0.4,sym:0.6,sym:0.8,asym:0.4,pair:0.4"
-METHODS = "dsm,s_weighted,posterior,tdsm_floor,tdsm_threshold,tdsm_all,tdsm_sampled"
-COLUMNS = {  # metric -> (heading, digits)
-    "label_fidelity": ("label fidelity", 3),
-    "cas": ("CAS", 3),
-    "cw_fd": ("class-wise FD", 2),
-    "cw_density": ("class-wise density", 2),
-    "cw_coverage": ("class-wise coverage", 2),
-}
+NOISES = "sym:0.2,sym:0.4,sym:0.6,sym:0.8,asym:0.4,pair:0.4,instance:0.4"
+METHODS = "dsm,s_weighted,posterior,relabel,relabel_tdsm,tdsm_floor,tdsm_threshold,tdsm_all,tdsm_sampled"
 STAGES = "labels,classifier,transition,posterior,score,sample,judge,measure"
 
 
@@ -76,8 +68,6 @@ def run_cell(arguments: argparse.Namespace, cell: Cell, out: pathlib.Path, metho
     chosen = "clean" if cell.noise is None else "+".join(methods)
     config = f"{arguments.config}:{noise}methods={chosen},seed={cell.seed}{',smoke' if arguments.smoke else ''}"
     stages = "score,sample,judge,measure" if cell.noise is None else STAGES
-    if "posterior" not in methods:
-        stages = stages.replace("posterior,", "")
     command = [sys.executable, "-m", "tdsm_jax.main", f"--config={config}", f"--workdir={cell.folder(out)}"]
     print(f"{cell.folder(out)}: {config}", file=sys.stderr, flush=True)
     done = subprocess.run([*command, f"--stages={stages}", *arguments.rest], check=False)
@@ -108,12 +98,6 @@ def measures(folder: pathlib.Path, method: str) -> dict | None:
     """Returns the metrics of a method in a cell, None where it is not finished."""
     path = folder / "measures" / method / "metrics.json"
     return files.read_json(path) if path.exists() else None
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Returns mean and standard deviation as text."""
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -114,13 +114,15 @@ class Archive:
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-    """Returns a SHA-256 that changes with a dataset.json, or with the files and labels of an archive.
+    """Returns a SHA-256 that changes with a file, or with the files and labels of an archive (a folder or a .zip).
 
-    Of images it reads the table of contents alone: names, sizes and, in a zip file, checksums.
+    Of an archive's images it reads the table of contents alone: names, sizes and, in a zip file, checksums.
     """
     path = pathlib.Path(path)
-    if path.suffix == ".json" or not path.exists():
+    if not path.is_dir() and path.suffix != ".zip":
         return hashlib.sha256(read_file(path, MAX_LABELS_BYTES)).hexdigest()
+    if not path.exists():
+        raise UserError(f"{path}: no such folder or zip file")
     with contextlib.closing(Folder(path) if path.is_dir() else Zip(path)) as container:
         labels = container.read(LABELS, MAX_LABELS_BYTES) if LABELS in container.names else b""
         return files.digest([container.listing(), hashlib.sha256(labels).hexdigest()])

@@ -30,16 +30,17 @@ def markdown(runs: list[dict]) -> str:
     lines.append("|---" * (len(COLUMNS) + 2) + "|")
     for name in [*methods, "real"]:
         rows = [run["real"] if name == "real" else run["methods"][name] for run in runs]
-        cells = [_cell([row[metric] for row in rows], digits) for metric, (_, digits) in COLUMNS.items()]
+        cells = [spread([row[metric] for row in rows], digits) for metric, (_, digits) in COLUMNS.items()]
         recovered = [row.get("recovery", {}).get("label_fidelity") for row in rows]
-        cells.append("" if None in recovered else _cell(recovered, 3))
+        cells.append("" if None in recovered else spread(recovered, 3))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(values: list[float], digits: int) -> str:
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
+def spread(values: list[float], digits: int) -> str:
+    """Returns mean and standard deviation (n - 1) as text."""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 def main(folders: list[str]) -> None:
