@@ -53,7 +53,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "hidden": 128,  # stages: width of the last layer but one
                 "dropout": 0.0,
                 "init_from": "",  # a fitted classifier (classifier.npz) to use instead of fitting any; needs folds=1
-                "folds": 3,  # each image is weighted by the classifier that never saw it; 1: one sees all
+                "folds": 5,  # each image is weighted by the classifier that never saw it; 1: one sees all
                 "members": 1,  # classifiers a fold, their probabilities averaged
                 "loss": "forward",  # proper; elr or a robust loss (labels/losses.py) distorts the weights
                 "forget_rate": 0.0,  # share of largest losses left out in the end (small-loss selection)
@@ -61,7 +61,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "co_teaching": False,  # two networks select for each other
                 "stopping": True,  # at the best held-out noisy likelihood; needs folds > 1, as calibration does
                 "calibration": "nll",  # temperature of h by held-out noisy labels: nll, own_weight, off
-                "temperature_per_sigma": False,  # one for each noise level instead of one for all
+                "temperature_per_sigma": True,  # one for each noise level instead of one for all
                 "temperature": 0.0,  # 0: as calibrated; else this one
                 "augment": 0.0,  # probability of each of EDM's augmentations; the network is not told
                 "light": (0.0, 0.0, 0.0),  # spread of small shifts (image sizes), rotations (rad), scales (octaves)

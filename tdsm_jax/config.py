@@ -119,7 +119,7 @@ def as_published(config: ml_collections.ConfigDict) -> None:
     """
     config.mixture.update(rule="threshold", tau=0.01, weights="inverse", dropped_label="class0", own_gradient=True)
     config.transition.prior = "uniform"
-    config.classifier.update(folds=1, temperature=1.0, augment=config.score.augment)
+    config.classifier.update(folds=1, temperature=1.0, augment=config.score.augment, light=(0.0, 0.0, 0.0))
     config.score.label_dropout = 0.0
 
 
