@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from tdsm_jax import files, results, stages
+from tdsm_jax import files, label_stages, model_stages, results
 from tdsm_jax.errors import UserError
 from tdsm_jax.pipeline import Unit
 from tdsm_jax.run import Run
@@ -34,21 +34,27 @@ def _label_units(run: Run) -> list[Unit]:
     table = ("weight_table.npz", "transition.json")
     folds = (name for f in range(run.config.classifier.folds) for name in run.classifier_files(f))
     given = _given(run.config.classifier.init_from)
-    posterior = _unit(run, "posterior", stages.make_posterior, (), ("transition",), ("image_posterior.npz",))
+    posterior = _unit(run, "posterior", label_stages.make_posterior, (), ("transition",), ("image_posterior.npz",))
     return [
         _unit(
             run,
             "labels",
-            stages.make_labels,
+            label_stages.make_labels,
             ("seed", "data", "label_noise"),
             (),
             ("labels.json", "labels.png"),
             inputs=run.label_inputs,
         ),
         _unit(
-            run, "classifier", stages.fit_classifier, fits + learns, ("labels",), ("classifier", *folds), inputs=given
+            run,
+            "classifier",
+            label_stages.fit_classifier,
+            fits + learns,
+            ("labels",),
+            ("classifier", *folds),
+            inputs=given,
         ),
-        _unit(run, "transition", stages.make_weight_table, reads, ("classifier",), table),
+        _unit(run, "transition", label_stages.make_weight_table, reads, ("classifier",), table),
         *([posterior] if any(map(reads_posterior, run.config.methods)) else []),
     ]
 
@@ -58,7 +64,7 @@ def _model_units(run: Run, method: str) -> list[Unit]:
     pictures = (f"samples/{method}.npz", f"samples/{method}.png")
     initial = _given(run.config.init_from)
     if method == "init":
-        return [_unit(run, sampled, stages.sample, ("seed", "sampling"), (), pictures, method, inputs=initial)]
+        return [_unit(run, sampled, model_stages.sample, ("seed", "sampling"), (), pictures, method, inputs=initial)]
     reads = ("seed", "data", "network", "process", "score")
     needs = () if method == "clean" else ("labels",)
     if reads_table(method):
@@ -67,8 +73,8 @@ def _model_units(run: Run, method: str) -> list[Unit]:
         needs = (*needs, "posterior")
     makes = (trained, f"{trained}/ema.npz")
     return [
-        _unit(run, trained, stages.train_score, reads, needs, makes, method, inputs=initial),
-        _unit(run, sampled, stages.sample, ("sampling",), (trained,), pictures, method),
+        _unit(run, trained, model_stages.train_score, reads, needs, makes, method, inputs=initial),
+        _unit(run, sampled, model_stages.sample, ("sampling",), (trained,), pictures, method),
     ]
 
 

@@ -14,7 +14,6 @@ from tdsm_jax import files, pipeline
 from tdsm_jax.data import label_files
 from tdsm_jax.evaluation import judge, report, report_words, statistics
 from tdsm_jax.run import Run, optimisation
-from tdsm_jax.stages import grid
 from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training.classifier import Fitted, Labelled
 from tdsm_jax.training.fit_step import FitSettings
@@ -125,8 +124,8 @@ def write_report(run: Run) -> None:
     """everything above -> metrics.json, report.html"""
     metrics = collect_metrics(run)
     table = files.read_json(run.workdir / "transition.json")
-    images = {"real": grid(run, run.train_set.images, run.train_set.labels, run.num_classes)}
-    images |= {m: grid(run, *run.samples(m), run.num_classes) for m in run.config.methods}
+    images = {"real": run.grid(run.train_set.images, run.train_set.labels, run.num_classes)}
+    images |= {m: run.grid(*run.samples(m), run.num_classes) for m in run.config.methods}
     folds = [f"classifier/fold{f}" for f in range(run.config.classifier.folds)]  # of an ensemble the first member
     trained = [*folds, *(f"score/{m}" for m in run.config.methods if m != "init")]
     files.write_json(run.workdir / "metrics.json", metrics)

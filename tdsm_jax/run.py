@@ -19,6 +19,7 @@ from tdsm_jax.data.sources import Dataset, to_float
 from tdsm_jax.diffusion.mixture import floor_slots
 from tdsm_jax.diffusion.process import EDM, PROCESSES, Process
 from tdsm_jax.errors import UserError
+from tdsm_jax.evaluation import grids
 from tdsm_jax.labels import corruption, transition
 from tdsm_jax.labels.correction import corrected, residual_matrix
 from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table
@@ -311,6 +312,16 @@ class Run:
     def samples(self, method: str) -> Labelled:
         arrays = files.read_arrays(self.workdir / "samples" / f"{method}.npz")
         return Labelled(arrays["images"], arrays["labels"])
+
+    def grid(self, images: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+        """Returns the first images of each class, uint8 [rows,columns,H,W,C]."""
+        c = self.config.sampling
+        return grids.class_rows(images, labels, min(num_classes, c.grid_rows), c.grid_columns)
+
+    def write_grid(self, name: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+        """Writes the first images of each class as a PNG under the workdir, one row a class."""
+        with files.atomic_write(self.workdir / name) as file:
+            file.write(grids.image_grid_png(self.grid(images, labels, num_classes), scale=4))
 
     @property
     def judge(self) -> Classifier:

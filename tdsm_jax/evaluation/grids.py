@@ -32,6 +32,16 @@ def image_grid_png(images: np.ndarray, *, scale: int = 1) -> bytes:
     return png.getvalue()
 
 
+def class_rows(images: np.ndarray, labels: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Returns the first `columns` images of each of the first `rows` classes, uint8 [rows,columns,H,W,C].
+
+    Fewer columns where every class has fewer images. Shapes: images uint8 [N,H,W,C], labels int [N].
+    """
+    chosen = [images[labels == y][:columns] for y in range(rows)]
+    width = max(len(row) for row in chosen)  # a class that nobody was given as a label leaves its row black
+    return np.stack([np.pad(row, [(0, width - len(row)), (0, 0), (0, 0), (0, 0)]) for row in chosen])
+
+
 def that_fit(grids: Sequence[np.ndarray], budget: int, most_rows: int) -> tuple[np.ndarray, int]:
     """Returns the rows (evenly spread) and the number of columns whose thumbnails are `budget` bytes together.
 

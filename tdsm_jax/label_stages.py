@@ -1,4 +1,4 @@
-"""The stages that make models and samples: each reads artifacts of a run and writes its own."""
+"""The stages of the label side: from clean labels to what the weights are made of; each writes its own artifacts."""
 
 import functools
 from typing import Any
@@ -8,24 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from tdsm_jax import files
-from tdsm_jax.data import label_files, sources
+from tdsm_jax.data import label_files
 from tdsm_jax.data.augment import augment, light
 from tdsm_jax.data.batches import in_batches
-from tdsm_jax.diffusion import sampling
 from tdsm_jax.diffusion.objectives import add_noise
-from tdsm_jax.diffusion.process import make_denoiser
-from tdsm_jax.evaluation import grids
 from tdsm_jax.labels import transition
 from tdsm_jax.labels.losses import forward_corrected
 from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table, posterior
 from tdsm_jax.run import Run, optimisation
 from tdsm_jax.training import classifier as classifiers
-from tdsm_jax.training import loop, model_file, parallel
 from tdsm_jax.training.calibration import SIGMAS
 from tdsm_jax.training.cross_fit import cross_fitted_logits, fit_fold
 from tdsm_jax.training.fit_step import FitSettings
-from tdsm_jax.training.logs import Progress
-from tdsm_jax.training.model_file import Model
 from tdsm_jax.training.state import example_keys, normal_like, stream_key
 
 CLEAN_SIGMA = 0.02  # the noise level that classifiers are told for a clean image: one they were fitted at
@@ -35,7 +29,7 @@ QUALITY_SIGMAS = np.geomspace(0.02, 5.0, 9)  # where the classifiers' quality is
 def make_labels(run: Run) -> None:
     """clean labels -> labels.json, labels.png (training images, rows = the labels they were given)"""
     label_files.write(run.workdir / "labels.json", run.new_labels)
-    write_grid(run, "labels.png", run.train_set.images, run.new_labels.y_tilde, run.num_classes)
+    run.write_grid("labels.png", run.train_set.images, run.new_labels.y_tilde, run.num_classes)
 
 
 def fit_classifier(run: Run) -> None:
@@ -158,63 +152,3 @@ def make_posterior(run: Run) -> None:
     size = run.config.classifier.batch_size
     w = in_batches(lambda index: posterior_of(run.labelled_batch(index)), len(run.y_tilde), size)
     files.write_arrays(run.workdir / "image_posterior.npz", {"w": w})
-
-
-def train_score(run: Run, method: str) -> None:
-    """images + labels (+ classifier + table) -> score/<method>/: checkpoints, metrics.jsonl, ema.npz"""
-    begin = run.score_step(method)
-    state = loop.run(
-        f"score/{method}",
-        begin.step,
-        begin.state,
-        begin.batches,
-        begin.key,
-        schedule=run.schedule(run.config.score.steps),
-        mesh=run.mesh,
-        directory=run.workdir / "score" / method,
-    )
-    model = Model(run.network, state.ema_params, run.process, run.train_set.images.shape[1:])
-    model_file.write(run.workdir / "score" / method / "ema.npz", model)
-
-
-def sample(run: Run, method: str) -> None:
-    """EMA parameters -> samples/<method>.npz (images, labels) and .png (rows = classes)"""
-    config, model = run.config.sampling, run.model(method)
-    K = max(model.network.num_classes, 1)  # a network without labels makes one row
-    sigmas = sampling.edm_sigmas(config.steps, model.process.sigma_min, model.process.sigma_max, config.rho)
-    denoise = jax.jit(
-        lambda params, x, sigma, label: make_denoiser(model.process, functools.partial(model.network.apply, params))(
-            x, sigma, label
-        )
-    )
-    params = parallel.replicate(model.params, run.mesh)
-    key = stream_key(run.config.seed, "sample")
-    latents_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), model.image_shape)))
-    labels = np.arange(config.per_class * K, dtype=np.int32) % K  # sample i depends on i alone
-    size = min(config.batch_size, parallel.round_up(len(labels)))
-    images = []
-    with Progress(f"sample/{method}", -(-len(labels) // size), size) as progress:
-        for start in range(0, len(labels), size):
-            index = np.arange(start, start + size) % len(labels)  # the last batch is filled up
-            batch = parallel.split({"index": index, "label": labels[index]}, run.mesh)
-            bound = functools.partial(lambda label, x, sigma: denoise(params, x, sigma, label), batch["label"])
-            made = sampling.heun(bound, latents_of(batch["index"]), sigmas)
-            images.append(sources.to_uint8(np.asarray(made)))
-            progress.update()
-    images = np.concatenate(images)[: len(labels)]
-    files.write_arrays(run.workdir / "samples" / f"{method}.npz", {"images": images, "labels": labels})
-    write_grid(run, f"samples/{method}.png", images, labels, K)
-
-
-def write_grid(run: Run, name: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    """Writes the first images of each class as a PNG, one row a class."""
-    with files.atomic_write(run.workdir / name) as file:
-        file.write(grids.image_grid_png(grid(run, images, labels, num_classes), scale=4))
-
-
-def grid(run: Run, images: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns the first images of each class, uint8 [K,columns,H,W,C]; of many classes the first rows alone."""
-    shown = min(num_classes, run.config.sampling.grid_rows)
-    rows = [images[labels == y][: run.config.sampling.grid_columns] for y in range(shown)]
-    columns = max(len(row) for row in rows)  # a class that nobody was given as a label leaves its row black
-    return np.stack([np.pad(row, [(0, columns - len(row)), (0, 0), (0, 0), (0, 0)]) for row in rows])

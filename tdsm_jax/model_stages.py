@@ -1,0 +1,62 @@
+"""The stages that make models and samples: each reads artifacts of a run and writes its own."""
+
+import functools
+
+import jax
+import numpy as np
+
+from tdsm_jax import files
+from tdsm_jax.data import sources
+from tdsm_jax.diffusion import sampling
+from tdsm_jax.diffusion.process import make_denoiser
+from tdsm_jax.run import Run
+from tdsm_jax.training import loop, model_file, parallel
+from tdsm_jax.training.logs import Progress
+from tdsm_jax.training.model_file import Model
+from tdsm_jax.training.state import stream_key
+
+
+def train_score(run: Run, method: str) -> None:
+    """images + labels (+ classifier + table) -> score/<method>/: checkpoints, metrics.jsonl, ema.npz"""
+    begin = run.score_step(method)
+    state = loop.run(
+        f"score/{method}",
+        begin.step,
+        begin.state,
+        begin.batches,
+        begin.key,
+        schedule=run.schedule(run.config.score.steps),
+        mesh=run.mesh,
+        directory=run.workdir / "score" / method,
+    )
+    model = Model(run.network, state.ema_params, run.process, run.train_set.images.shape[1:])
+    model_file.write(run.workdir / "score" / method / "ema.npz", model)
+
+
+def sample(run: Run, method: str) -> None:
+    """EMA parameters -> samples/<method>.npz (images, labels) and .png (rows = classes)"""
+    config, model = run.config.sampling, run.model(method)
+    K = max(model.network.num_classes, 1)  # a network without labels makes one row
+    sigmas = sampling.edm_sigmas(config.steps, model.process.sigma_min, model.process.sigma_max, config.rho)
+    denoise = jax.jit(
+        lambda params, x, sigma, label: make_denoiser(model.process, functools.partial(model.network.apply, params))(
+            x, sigma, label
+        )
+    )
+    params = parallel.replicate(model.params, run.mesh)
+    key = stream_key(run.config.seed, "sample")
+    latents_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), model.image_shape)))
+    labels = np.arange(config.per_class * K, dtype=np.int32) % K  # sample i depends on i alone
+    size = min(config.batch_size, parallel.round_up(len(labels)))
+    images = []
+    with Progress(f"sample/{method}", -(-len(labels) // size), size) as progress:
+        for start in range(0, len(labels), size):
+            index = np.arange(start, start + size) % len(labels)  # the last batch is filled up
+            batch = parallel.split({"index": index, "label": labels[index]}, run.mesh)
+            bound = functools.partial(lambda label, x, sigma: denoise(params, x, sigma, label), batch["label"])
+            made = sampling.heun(bound, latents_of(batch["index"]), sigmas)
+            images.append(sources.to_uint8(np.asarray(made)))
+            progress.update()
+    images = np.concatenate(images)[: len(labels)]
+    files.write_arrays(run.workdir / "samples" / f"{method}.npz", {"images": images, "labels": labels})
+    run.write_grid(f"samples/{method}.png", images, labels, K)
