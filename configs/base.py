@@ -40,7 +40,14 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "order_path": "",  # human: image_order_c10.npy where the file is in TFDS's order
             },
             "transition": {
-                "estimator": "known",  # known: the matrix the labels were drawn from; volmin: learnt from them
+                # known: the matrix the labels were drawn from; file: that of `path`; volmin: learnt with the
+                # classifiers; estimated before them (labels/estimators.py): counts, anchor, dualt, confident_joint,
+                # hoc, em; counts_shrunk, confident_joint_shrunk, hoc_shrunk, em_shrunk, em_calibrated
+                "estimator": "known",
+                "path": "",  # file: a matrix as .npy, .csv or .json
+                "clean_per_class": 10,  # counts: how many clean labels it may read
+                "features": "pixels",  # hoc: in which neighbours share a class; network: of classifiers of noisy labels
+                "start": "confident_joint_shrunk",  # em: the S by which noisy posteriors become clean ones
                 "prior": "estimated",  # of the clean classes; uniform: as published. Only s_weighted depends on it
                 "condition_limit": 1e3,  # a worse conditioned S is refused as not identifiable
                 "volume_weight": 1e-4,  # volmin: weight of log det T

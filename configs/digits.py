@@ -7,7 +7,7 @@ python -m tdsm_jax.main --config=configs/digits.py:smoke --workdir=runs/smoke
 
 import ml_collections
 
-from tdsm_jax.config import as_published, base_config, parse_arguments
+from tdsm_jax.config import MATRICES, as_published, base_config, parse_arguments
 
 
 def get_config(arguments: str = "") -> ml_collections.ConfigDict:
@@ -18,7 +18,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         imbalance=1.0,
         rate=0.4,
         methods="dsm+tdsm+posterior+clean",
-        transition=("known", "volmin"),
+        transition=MATRICES,
         objective=("floor", "threshold", "all", "published"),
         seed=0,
         smoke=False,

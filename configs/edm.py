@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from tdsm_jax.config import as_published, base_config, parse_arguments
+from tdsm_jax.config import MATRICES, as_published, base_config, parse_arguments
 
 IMAGES = 200_000_000  # of the score network's training
 CLASSIFIER_IMAGES = 10_000_000  # ours
@@ -25,7 +25,7 @@ def recipe(arguments: str, **defaults: Any) -> tuple[ml_collections.ConfigDict, 
         rate=0.4,
         labels="",
         methods="dsm+tdsm+clean",
-        transition=("known", "volmin"),
+        transition=MATRICES,
         objective=("floor", "published", "threshold", "all"),
         seed=0,
         smoke=False,

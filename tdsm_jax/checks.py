@@ -37,6 +37,8 @@ def check(run: Run) -> None:
         raise UserError("the test set needs two images of each class; raise config key data.test_fraction")
     # An estimator could not mend what the labels do not hold: the matrix they are drawn from decides.
     transition.check_invertible(run.known_S, run.config.transition.condition_limit)
+    if run.config.transition.estimator == "file":
+        transition.check_invertible(run.given_S, run.config.transition.condition_limit)
 
 
 def check_initial(run: Run) -> None:

@@ -13,6 +13,7 @@ from tdsm_jax.data.label_files import DRAWN
 from tdsm_jax.diffusion.mixture import RULES
 from tdsm_jax.diffusion.process import PROCESSES
 from tdsm_jax.errors import UserError, did_you_mean
+from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.labels.losses import LOSSES
 from tdsm_jax.labels.weights import WEIGHTS
 from tdsm_jax.networks.resnet import BLOCKS
@@ -31,7 +32,7 @@ METHODS = (
     "clean",
     "init",
 )
-ESTIMATORS = ("known", "volmin")
+MATRICES = ("known", "file", "volmin", *ESTIMATORS)  # where S comes from
 
 
 def base_config(config_file: str) -> ml_collections.ConfigDict:
@@ -171,6 +172,8 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config key label_noise.kind={kind} needs label_noise.path, the file that holds it")
     if kind == "instance" and path:
         raise UserError("config key label_noise.path: instance-dependent labels of a file have the kind 'file'")
+    if config.transition.estimator == "file" and not config.transition.path:
+        raise UserError("config key transition.estimator=file needs transition.path, the matrix S[clean, noisy]")
     if "init" in config.methods and not config.init_from:
         raise UserError("config key methods: init samples the model that config key init_from names; give both")
     c = config.classifier
@@ -188,11 +191,15 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         raise UserError("config key logging.save_every must be a multiple of logging.log_every")
 
 
+# EM cannot start from itself.
+_STARTS = tuple(name for name, one in ESTIMATORS.items() if "clean_posterior" not in one.needs)
 _READ_NOISE = ("matrix", "file", "human")  # kinds of label noise that a file holds
 _CHOICES = {
     "methods": METHODS,
     "label_noise.kind": (*DRAWN, *_READ_NOISE),
-    "transition.estimator": ESTIMATORS,
+    "transition.estimator": MATRICES,
+    "transition.start": _STARTS,
+    "transition.features": ("pixels", "network"),
     "transition.prior": ("estimated", "uniform"),
     "classifier.network": ("stages", "cnn", *BLOCKS),
     "classifier.loss": ("forward", "elr", *LOSSES),

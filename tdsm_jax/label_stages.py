@@ -1,27 +1,36 @@
 """The stages of the label side: from clean labels to what the weights are made of; each writes its own artifacts."""
 
+import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from tdsm_jax import files
 from tdsm_jax.data import label_files
 from tdsm_jax.data.augment import augment, light
 from tdsm_jax.data.batches import in_batches
+from tdsm_jax.data.sources import to_float
 from tdsm_jax.diffusion.objectives import add_noise
 from tdsm_jax.labels import transition
+from tdsm_jax.labels.em import em_posterior
+from tdsm_jax.labels.estimators import estimate
+from tdsm_jax.labels.evidence import Evidence, clean_subset
 from tdsm_jax.labels.losses import forward_corrected
 from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table, posterior
 from tdsm_jax.run import Run, optimisation
 from tdsm_jax.training import classifier as classifiers
-from tdsm_jax.training.calibration import SIGMAS
+from tdsm_jax.training.calibration import SIGMAS, softened
+from tdsm_jax.training.classifier import Fitted
 from tdsm_jax.training.cross_fit import cross_fitted_logits, fit_fold
-from tdsm_jax.training.fit_step import FitSettings
+from tdsm_jax.training.fit_step import FitSettings, classify
 from tdsm_jax.training.state import example_keys, normal_like, stream_key
 
+_FAR = 1e4  # between the features of two folds, whose own spread is 1
 CLEAN_SIGMA = 0.02  # the noise level that classifiers are told for a clean image: one they were fitted at
 QUALITY_SIGMAS = np.geomspace(0.02, 5.0, 9)  # where the classifiers' quality is measured
 
@@ -32,30 +41,115 @@ def make_labels(run: Run) -> None:
     run.write_grid("labels.png", run.train_set.images, run.new_labels.y_tilde, run.num_classes)
 
 
+def fit_noisy_classifier(run: Run) -> None:
+    """images + y_tilde -> noisy_classifier/, noisy_posterior.npz: p(y_tilde | x0) and features, out of fold"""
+    name = "noisy_classifier"
+    as_given = dataclasses.replace(
+        fit_settings(run), process=None, loss="forward", forget_rate=0.0, co_teaching=False, stopping=True
+    )
+    fitted = [members[0] for members in fit_folds(run, name, as_given, np.eye(run.num_classes), members=1)]
+    p, features = out_of_fold(run, fitted)
+    files.write_arrays(run.workdir / "noisy_posterior.npz", {"p": p, "features": features})
+
+
+def estimate_transition(run: Run) -> None:
+    """y_tilde + what the estimator reads beside it -> estimate.json: S, and what to know before it is trusted"""
+    config = run.config.transition
+    found = estimate(config.estimator, evidence(run))
+    for warning in found.diagnostics.warnings:
+        logging.warning("transition.estimator=%s: %s", config.estimator, warning)
+    transition.check_invertible(found.S, config.condition_limit)
+    standard_error = found.diagnostics.standard_error
+    values = {
+        "estimator": config.estimator,
+        "S": found.S.tolist(),
+        "prior": found.prior.tolist(),
+        "standard_error": None if standard_error is None else standard_error.tolist(),
+        "images": found.diagnostics.images.tolist(),
+        "temperature": found.diagnostics.temperature,
+        "warnings": list(found.diagnostics.warnings),
+    }
+    files.write_json(run.workdir / "estimate.json", values)
+
+
+def evidence(run: Run) -> Evidence:
+    """Returns all that the config lets an estimator of S read."""
+    config, y, y_tilde = run.config.transition, run.train_set.labels, run.y_tilde
+    subset = clean_subset(y, config.clean_per_class, run.config.seed)
+    known = Evidence(
+        run.num_classes,
+        y_tilde,
+        features=run.train_set.images.reshape(len(y), -1),
+        clean_index=subset,
+        clean_labels=y[subset],
+    )
+    path = run.workdir / "noisy_posterior.npz"
+    if not path.exists():
+        return known
+    arrays = files.read_arrays(path)
+    known = dataclasses.replace(known, noisy_posterior=arrays["p"])
+    if config.features == "network":
+        known = dataclasses.replace(known, features=arrays["features"])
+    start = estimate(config.start, known)
+    return dataclasses.replace(known, clean_posterior=em_posterior(arrays["p"], start.S, start.prior))
+
+
+def out_of_fold(run: Run, fitted: Sequence[Fitted]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns probabilities [N,K] and features [N,D+1] of the training images, by the classifier that never saw each.
+
+    Features of two classifiers have nothing in common: the last one, the fold, keeps their images far apart.
+    """
+
+    @jax.jit
+    def look(one: Fitted, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, features = classify(functools.partial(run.classifier.apply, one.params), None, x0, jnp.zeros(len(x0)))
+        return jax.nn.softmax(softened(logits, one.temperature, jnp.ones(len(x0)))), features
+
+    def rows(f: int, index: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        return look(fitted[f], to_float(images[f][index]))
+
+    images = [run.train_set.images[run.fold == f] for f in range(len(fitted))]
+    size = run.config.classifier.batch_size
+    seen = [in_batches(functools.partial(rows, f), len(images[f]), size) for f in range(len(fitted))]
+    width = seen[0][1].shape[1]
+    p, features = np.empty((len(run.fold), run.num_classes)), np.empty((len(run.fold), width + 1))
+    for f, (probabilities, values) in enumerate(seen):
+        p[run.fold == f] = probabilities
+        features[run.fold == f] = np.column_stack([values / values.std(), np.full(len(values), _FAR * f)])
+    return p, features
+
+
 def fit_classifier(run: Run) -> None:
-    """images + y_tilde -> classifier/: classifiers of each fold, fitted on the other folds' noisy labels"""
-    c, t = run.config.classifier, run.config.transition
-    for f in range(c.folds):
-        name = f"classifier/fold{f}"
-        if c.init_from:
-            members = [run.given_classifier()]
-        else:
-            held_out = run.fold == f if c.folds > 1 else np.zeros(len(run.fold), bool)
-            members = fit_fold(
-                run.given(~held_out),
-                stream_key(run.config.seed, name),
-                label=name,
-                settings=fit_settings(run),
-                S=run.known_S if t.estimator == "known" else None,
-                mesh=run.mesh,
-                seed=run.config.seed,
-                members=c.members,
-                held_out=run.given(held_out) if held_out.any() else None,
-                directory=run.workdir / name,
-            )
-        for file, fitted in zip(run.classifier_files(f), members, strict=True):
-            fitted = fitted._replace(temperature=c.temperature or fitted.temperature)
-            classifiers.write_fitted(run.workdir / file, fitted)
+    """images + y_tilde (+ S) -> classifier/: classifiers of each fold, fitted on the other folds' noisy labels"""
+    c, S = run.config.classifier, run.given_S
+    if c.init_from:
+        given = run.given_classifier()
+        fitted = [[given if S is None else given._replace(S=S)]]
+    else:
+        fitted = fit_folds(run, "classifier", fit_settings(run), S, c.members)
+    for f, members in enumerate(fitted):
+        for file, one in zip(run.classifier_files(f), members, strict=True):
+            one = one._replace(temperature=c.temperature or one.temperature)
+            classifiers.write_fitted(run.workdir / file, one)
+
+
+def fit_folds(run: Run, name: str, settings: FitSettings, S: np.ndarray | None, members: int) -> Iterator[list[Fitted]]:
+    """Yields the fitted members of each fold; S [K,K] is None where they learn it."""
+    folds = run.config.classifier.folds
+    for f in range(folds):
+        held_out = run.fold == f if folds > 1 else np.zeros(len(run.fold), bool)
+        yield fit_fold(
+            run.given(~held_out),
+            stream_key(run.config.seed, f"{name}/fold{f}"),
+            label=f"{name}/fold{f}",
+            settings=settings,
+            S=S,
+            mesh=run.mesh,
+            seed=run.config.seed,
+            members=members,
+            held_out=run.given(held_out) if held_out.any() else None,
+            directory=run.workdir / name / f"fold{f}",
+        )
 
 
 def fit_settings(run: Run) -> FitSettings:

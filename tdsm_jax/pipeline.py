@@ -19,7 +19,10 @@ from tdsm_jax import __version__, files
 from tdsm_jax import config as configuration
 from tdsm_jax.errors import UserError, did_you_mean
 
-STAGES = ("labels", "classifier", "transition", "posterior", "score", "sample", "judge", "measure", "report")
+STAGES = (
+    "labels", "noisy_classifier", "estimate", "classifier", "transition", "posterior",
+    "score", "sample", "judge", "measure", "report",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

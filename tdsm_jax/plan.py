@@ -7,8 +7,13 @@ from types import MappingProxyType
 
 from tdsm_jax import files, label_stages, model_stages, results
 from tdsm_jax.errors import UserError
+from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.pipeline import Unit
 from tdsm_jax.run import Run
+
+_ESTIMATE_READS = tuple(
+    f"transition.{key}" for key in ("estimator", "condition_limit", "clean_per_class", "features", "start")
+)
 
 
 def reads_table(method: str) -> bool:
@@ -27,36 +32,55 @@ def units(run: Run) -> list[Unit]:
     return [*_label_units(run), *models, *_result_units(run)]
 
 
+def needs_estimate(run: Run) -> bool:
+    """Says whether S is estimated from the noisy labels before any classifier of clean ones is fitted."""
+    return run.config.transition.estimator in ESTIMATORS
+
+
+def needs_noisy_posterior(run: Run) -> bool:
+    """Says whether that estimate reads classifiers of the noisy labels."""
+    t = run.config.transition
+    needs = set(ESTIMATORS[t.estimator].needs) if needs_estimate(run) else set()
+    return not needs.isdisjoint({"noisy_posterior", "clean_posterior"}) or (
+        "features" in needs and t.features == "network"
+    )
+
+
 def _label_units(run: Run) -> list[Unit]:
-    reads = ("transition.condition_limit", "transition.prior")
+    labels = ("seed", "data", "label_noise")
+    units = [
+        _unit(
+            run, "labels", label_stages.make_labels, labels, (), ("labels.json", "labels.png"), inputs=run.label_inputs
+        )
+    ]
+    if needs_noisy_posterior(run):
+        makes = ("noisy_classifier", "noisy_posterior.npz")
+        units.append(
+            _unit(run, "noisy_classifier", label_stages.fit_noisy_classifier, ("classifier",), ("labels",), makes)
+        )
+    if needs_estimate(run):
+        needs = ("noisy_classifier",) if needs_noisy_posterior(run) else ("labels",)
+        units.append(
+            _unit(run, "estimate", label_stages.estimate_transition, _ESTIMATE_READS, needs, ("estimate.json",))
+        )
+    return [*units, *_weight_units(run, units[-1].name)]
+
+
+def _weight_units(run: Run, needed: str) -> list[Unit]:
+    """The classifiers, and what they and S make of each other."""
     fits = ("process.P_mean", "process.P_std", "process.sigma_data", "classifier", "transition.estimator")
     learns = ("transition.volume_weight", "transition.rate", "transition.freeze_images")
-    table = ("weight_table.npz", "transition.json")
-    folds = (name for f in range(run.config.classifier.folds) for name in run.classifier_files(f))
-    given = _given(run.config.classifier.init_from)
-    posterior = _unit(run, "posterior", label_stages.make_posterior, (), ("transition",), ("image_posterior.npz",))
-    return [
-        _unit(
-            run,
-            "labels",
-            label_stages.make_labels,
-            ("seed", "data", "label_noise"),
-            (),
-            ("labels.json", "labels.png"),
-            inputs=run.label_inputs,
-        ),
-        _unit(
-            run,
-            "classifier",
-            label_stages.fit_classifier,
-            fits + learns,
-            ("labels",),
-            ("classifier", *folds),
-            inputs=given,
-        ),
+    names = (name for f in range(run.config.classifier.folds) for name in run.classifier_files(f))
+    makes, given = ("classifier", *names), {**_given(run.config.classifier.init_from), **run.matrix_inputs}
+    reads, table = ("transition.condition_limit", "transition.prior"), ("weight_table.npz", "transition.json")
+    units = [
+        _unit(run, "classifier", label_stages.fit_classifier, fits + learns, (needed,), makes, inputs=given),
         _unit(run, "transition", label_stages.make_weight_table, reads, ("classifier",), table),
-        *([posterior] if any(map(reads_posterior, run.config.methods)) else []),
     ]
+    if any(map(reads_posterior, run.config.methods)):
+        made = ("image_posterior.npz",)
+        units.append(_unit(run, "posterior", label_stages.make_posterior, (), ("transition",), made))
+    return units
 
 
 def _model_units(run: Run, method: str) -> list[Unit]:

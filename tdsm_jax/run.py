@@ -101,6 +101,12 @@ class Run:
         return {path: fingerprint(path) for path in (noise.path, noise.order_path) if path}
 
     @functools.cached_property
+    def matrix_inputs(self) -> dict[str, str]:
+        """The hash of the file that the config takes S from."""
+        path = self.config.transition.path
+        return {path: fingerprint(path)} if path else {}
+
+    @functools.cached_property
     def train_set(self) -> Dataset:
         return sources.subset(self._splits[0], self._kept)
 
@@ -134,6 +140,16 @@ class Run:
     def known_S(self) -> np.ndarray:
         """The matrix that the noisy labels are drawn from, or the one that those of a file realise."""
         return self.new_labels.S
+
+    @functools.cached_property
+    def given_S(self) -> np.ndarray | None:
+        """The matrix that classifiers are fitted with, None where they learn it."""
+        config = self.config.transition
+        if config.estimator == "known":
+            return self.known_S
+        if config.estimator == "file":
+            return noise_files.read_matrix(config.path, self.num_classes)
+        return None if config.estimator == "volmin" else np.array(files.read_json(self.workdir / "estimate.json")["S"])
 
     def read_labels(self) -> np.ndarray:
         """Returns the noisy labels [N] that config.label_noise.path holds."""
@@ -173,18 +189,14 @@ class Run:
         return assign_folds(len(self.train_set.labels), self.config.classifier.folds, self.config.seed)
 
     def given_classifier(self) -> Fitted:
-        """Returns the fitted classifier that the config names, with the known S unless it brings its own."""
-        path, network = self.config.classifier.init_from, self.classifier
+        """Returns the fitted classifier that the config names, S as it brings it."""
+        path, network, K = self.config.classifier.init_from, self.classifier, self.num_classes
         fitted = classifiers.read_fitted(path)
         x = jnp.zeros((1, *self.train_set.images.shape[1:]))
         shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(1))
         model_file.check_params(fitted.params, shapes, f"{path}, given the keys config.classifier,")
-        if self.config.transition.estimator == "known":
-            return fitted._replace(S=self.known_S)
-        if fitted.S.shape != self.known_S.shape:
-            raise UserError(
-                f"{path} has no transition head of {self.num_classes} classes; set transition.estimator=known"
-            )
+        if self.config.transition.estimator == "volmin" and fitted.S.shape != (K, K):
+            raise UserError(f"{path} has no transition head of {K} classes; set transition.estimator=known")
         return fitted
 
     def classifier_files(self, fold: int) -> list[str]:

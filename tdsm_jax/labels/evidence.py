@@ -6,6 +6,8 @@ import numpy as np
 
 from tdsm_jax.errors import UserError
 
+# Label corruption may use the same seed; a stream of its own keeps the choice independent of it.
+_SUBSET_STREAM = 10
 POSTERIOR_TOLERANCE = 1e-4  # of a row sum; float32 softmax of a thousand classes passes
 
 
@@ -83,6 +85,17 @@ class Evidence:
             raise UserError(f"{len(self.clean_labels)} clean labels do not match {len(self.clean_index)} indices")
         if len(np.unique(self.clean_index)) != len(self.clean_index):
             raise UserError("clean_index names an image twice")
+
+
+def clean_subset(y: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Returns the indices int [M], in order, of `per_class` random images of each class of y int [N].
+
+    A class with fewer images gives all it has.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(_SUBSET_STREAM,))
+    order = np.argsort(np.random.Generator(np.random.PCG64(sequence)).random(len(y)), kind="stable")
+    chosen = [order[y[order] == k][:per_class] for k in np.unique(y)]
+    return np.sort(np.concatenate(chosen))
 
 
 def _check_integers(name: str, values: np.ndarray, limit: int) -> None:
