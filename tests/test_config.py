@@ -97,6 +97,9 @@ def test_bad_arguments(arguments, said):
         ("classifier.init_from", "classifier.npz", "set classifier.folds=1"),
         ("classifier.network", "resnet18", "resnet18 takes 1"),
         ("label_noise.kind", "file", "needs label_noise.path"),
+        ("transition.estimator", "em_calibrate", "did you mean 'em_calibrated'?"),
+        ("transition.estimator", "file", "needs transition.path"),
+        ("transition.start", "em", "is not a choice"),
         ("network.style", "ddpm", "did you mean 'ddpmpp'?"),
     ],
 )

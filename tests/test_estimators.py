@@ -11,7 +11,7 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.labels.corruption import corrupt, pair, realised_matrix, symmetric, transition_matrix
 from tdsm_jax.labels.em import TEMPERATURES, em_posterior
 from tdsm_jax.labels.estimators import ESTIMATORS, WEAK_ROW, estimate, weight_error
-from tdsm_jax.labels.evidence import Evidence
+from tdsm_jax.labels.evidence import Evidence, clean_subset
 from tdsm_jax.labels.hoc import nearest_neighbours
 from tdsm_jax.labels.shrinkage import frequencies, shrunk
 from tdsm_jax.labels.transition import check_stochastic, relative_l1
@@ -377,3 +377,14 @@ def test_counts_need_every_class_and_consensus_needs_neighbours():
         estimate("counts", Evidence(3, NOISY, clean_index=np.array([0, 2]), clean_labels=np.array([0, 2])))
     with pytest.raises(UserError, match="2 images have no 2 neighbours"):
         estimate("hoc", Evidence(2, np.array([0, 1]), features=np.zeros((2, 1))))
+
+
+def test_a_clean_subset_holds_as_many_of_every_class_and_follows_its_seed_alone():
+    y = np.array([0] * 50 + [1] * 3 + [2] * 40)
+    index = clean_subset(y, 5, seed=0)
+    assert np.bincount(y[index]).tolist() == [5, 3, 5]
+    assert (np.diff(index) > 0).all()
+    np.testing.assert_array_equal(index, clean_subset(y, 5, seed=0))
+    assert index.tolist() != clean_subset(y, 5, seed=1).tolist()
+    # What is asked for less is a part of what is asked for more.
+    assert set(index) < set(clean_subset(y, 8, seed=0))

@@ -14,9 +14,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = "configs/digits.py"
+SMOKE = f"{DIGITS}:smoke,methods=dsm+tdsm+clean"
 
 
-def command(*arguments, config=f"{DIGITS}:smoke"):
+def command(*arguments, config=SMOKE):
     return [sys.executable, "-m", "tdsm_jax.main", f"--config={config}", *arguments]
 
 
@@ -25,7 +26,7 @@ def environment():
     return os.environ | cache | {"JAX_PLATFORMS": "cpu"}
 
 
-def call(*arguments, config=f"{DIGITS}:smoke"):
+def call(*arguments, config=SMOKE):
     return subprocess.run(
         command(*arguments, config=config),
         cwd=ROOT,
@@ -161,6 +162,14 @@ def test_the_full_size_cifar10_network_takes_a_training_step(tmp_path):
     model = np.load(tmp_path / "score" / "dsm" / "ema.npz")
     count = sum(model[name].size for name in model.files if name != "description")
     assert count == pytest.approx(55.7e6, rel=0.01)
+
+
+def test_a_singular_matrix_file_is_refused_at_once(tmp_path):
+    np.save(tmp_path / "S.npy", np.full((10, 10), 0.1))
+    keys = ("--config.transition.estimator=file", f"--config.transition.path={tmp_path / 'S.npy'}")
+    done = call(f"--workdir={tmp_path / 'w'}", *keys, "--dry_run")
+    assert done.returncode == 2 and "every clean class has (nearly) the same row" in done.stderr
+    assert not (tmp_path / "w").exists()
 
 
 def test_dry_run_prints_config_and_plan_and_writes_nothing(tmp_path):
@@ -370,11 +379,12 @@ def test_five_random_kills(finished, tmp_path):
     assert not list(workdir.rglob("*.partial"))
 
 
-def test_every_objective_runs_on_an_ensemble_with_light_augmentation(tmp_path):
+def test_every_objective_runs_on_an_ensemble_and_an_estimated_matrix(tmp_path):
     methods = "relabel_tdsm+posterior+tdsm_sampled"
-    keys = ("--config.classifier.light=(0.05,0.1,0.1)", "--config.classifier.members=2", "--config.evaluation.steps=5")
-    keys += ("--config.classifier.temperature_per_sigma=True", "--config.label_noise.imbalance=0.5")
-    done = call(f"--workdir={tmp_path}", *keys, config=f"{DIGITS}:smoke,noise=instance,methods={methods}")
+    keys = ("--config.classifier.members=2", "--config.evaluation.steps=5", "--config.label_noise.imbalance=0.5")
+    keys += ("--config.transition.features=network", "--config.transition.start=hoc_shrunk")
+    config = f"{DIGITS}:smoke,noise=instance,transition=em_calibrated,methods={methods}"
+    done = call(f"--workdir={tmp_path}", *keys, config=config)
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert list(metrics["methods"]) == methods.split("+")
@@ -383,3 +393,7 @@ def test_every_objective_runs_on_an_ensemble_with_light_augmentation(tmp_path):
     counts = np.bincount(np.load(tmp_path / "samples" / "posterior.npz")["labels"])
     assert counts.tolist() == [8] * 10 and len(w) < 1438
     assert (tmp_path / "classifier" / "fold1_member1.npz").exists()
+    estimated = json.loads((tmp_path / "estimate.json").read_text())
+    used = json.loads((tmp_path / "transition.json").read_text())
+    np.testing.assert_allclose(used["S"], estimated["S"], rtol=1e-6)
+    assert used["relative_l1"] > 0 and estimated["warnings"]
