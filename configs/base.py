@@ -128,6 +128,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "per_class": 144,
                 "steps": 18,
                 "rho": 7.0,
+                "guidance": 1.0,  # classifier-free: D_null + guidance (D - D_null); 0: unconditional, 1: none
                 "batch_size": 480,
                 "grid_columns": 8,  # of the pictures
                 "grid_rows": 20,

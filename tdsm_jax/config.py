@@ -187,6 +187,11 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
     floor = "tdsm_floor" in config.methods or (by_default and config.mixture.rule == "floor")
     if floor and not config.score.label_dropout:
         raise UserError("config key mixture.rule=floor needs score.label_dropout > 0: it trains the null label")
+    null_trained = config.score.label_dropout and config.mixture.dropped_label == "null"
+    if config.sampling.guidance != 1 and not null_trained and set(config.methods) != {"init"}:
+        raise UserError(
+            "config key sampling.guidance reads the null label: set score.label_dropout > 0, mixture.dropped_label=null"
+        )
     if config.logging.save_every % config.logging.log_every:
         raise UserError("config key logging.save_every must be a multiple of logging.log_every")
 
@@ -226,6 +231,7 @@ _MAY_BE_ZERO = (
     "light",
     "forget_rate",
     "forget_ramp_images",
+    "guidance",
 )
 _ANY = ("P_mean",)
 

@@ -1,6 +1,7 @@
 """The stages that make models and samples: each reads artifacts of a run and writes its own."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,7 +9,9 @@ import numpy as np
 from tdsm_jax import files
 from tdsm_jax.data import sources
 from tdsm_jax.diffusion import sampling
+from tdsm_jax.diffusion.guidance import guided
 from tdsm_jax.diffusion.process import make_denoiser
+from tdsm_jax.errors import UserError
 from tdsm_jax.run import Run
 from tdsm_jax.training import loop, model_file, parallel
 from tdsm_jax.training.logs import Progress
@@ -36,13 +39,16 @@ def train_score(run: Run, method: str) -> None:
 def sample(run: Run, method: str) -> None:
     """EMA parameters -> samples/<method>.npz (images, labels) and .png (rows = classes)"""
     config, model = run.config.sampling, run.model(method)
+    if config.guidance != 1 and not model.network.num_classes:
+        raise UserError("config key sampling.guidance must be 1 for a network without labels: it has nothing to guide")
     K = max(model.network.num_classes, 1)  # a network without labels makes one row
     sigmas = sampling.edm_sigmas(config.steps, model.process.sigma_min, model.process.sigma_max, config.rho)
-    denoise = jax.jit(
-        lambda params, x, sigma, label: make_denoiser(model.process, functools.partial(model.network.apply, params))(
-            x, sigma, label
-        )
-    )
+
+    @jax.jit
+    def denoise(params: Any, x: jax.Array, sigma: jax.Array, label: jax.Array) -> jax.Array:
+        plain = make_denoiser(model.process, functools.partial(model.network.apply, params))
+        return guided(plain, config.guidance, null=K)(x, sigma, label)
+
     params = parallel.replicate(model.params, run.mesh)
     key = stream_key(run.config.seed, "sample")
     latents_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), model.image_shape)))

@@ -91,6 +91,7 @@ def test_bad_arguments(arguments, said):
         ("network.multipliers", (), "need an entry"),
         ("process.sigma_max", 0.001, "sigma_min must be below"),
         ("score.label_dropout", 0.0, "mixture.rule=floor needs score.label_dropout > 0"),
+        ("sampling.guidance", -0.5, "must lie in [0, inf]"),
         ("sampling.per_class", 1, "must lie in [2, inf]"),
         ("logging.save_every", 75, "multiple of logging.log_every"),
         ("methods", ("init",), "config key init_from names; give both"),
@@ -110,6 +111,19 @@ def test_bad_values(key, value, said):
     with pytest.raises(UserError, match="config key") as error:
         configuration.validate(config)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_guidance_needs_a_trained_null_label():
+    config = digits("objective=all")
+    config.sampling.guidance = 2.0
+    configuration.validate(config)
+    for section, key, value in (("score", "label_dropout", 0.0), ("mixture", "dropped_label", "class0")):
+        without = config.copy_and_resolve_references()
+        without[section][key] = value
+        with pytest.raises(UserError, match="config key sampling.guidance reads the null label"):
+            configuration.validate(without)
+        without.update(methods=("init",), init_from="ema.npz")  # which says nothing of how it was trained
+        configuration.validate(without)
 
 
 def test_every_default_is_valid():

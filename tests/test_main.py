@@ -1,5 +1,6 @@
 """The real entry point, as a process: the whole job in small, its errors, and what a kill leaves behind."""
 
+import functools
 import json
 import os
 import pathlib
@@ -9,8 +10,15 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from tdsm_jax.data import sources
+from tdsm_jax.diffusion.process import make_denoiser
+from tdsm_jax.training import model_file
+from tdsm_jax.training.state import stream_key
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = "configs/digits.py"
@@ -110,6 +118,22 @@ def test_a_trained_model_file_is_sampled_without_a_config(finished, tmp_path):
     np.testing.assert_array_equal(again["images"], own["images"])
     np.testing.assert_array_equal(again["labels"], own["labels"])
     assert (tmp_path / "samples" / "init.png").exists() and not (tmp_path / "labels.json").exists()
+
+
+def test_samples_are_guided_as_asked(finished, tmp_path):
+    """One step of the sampler is one look of the guided denoiser at pure noise; so short a fit needs a great scale."""
+    path = finished / "score" / "tdsm" / "ema.npz"
+    keys = ("steps=1", "guidance=300.0", "per_class=2", "batch_size=20")
+    arguments = (f"--config.init_from={path}", "--config.methods=('init',)", *(f"--config.sampling.{k}" for k in keys))
+    done = call("--stages=sample", *arguments, f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    model, key, label = model_file.read(path), stream_key(0, "sample"), jnp.arange(20) % 10
+    normal = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), model.image_shape))(jnp.arange(20))
+    denoise = make_denoiser(model.process, functools.partial(model.network.apply, model.params))
+    D, D_null = (denoise(80 * normal, jnp.full(20, 80.0), y) for y in (label, jnp.full(20, 10)))
+    made = np.load(tmp_path / "samples" / "init.npz")["images"].astype(int)
+    plain, expected = (sources.to_uint8(np.asarray(image)) for image in (D, D_null + 300 * (D - D_null)))
+    assert np.abs(made - plain).max() > 10 and np.abs(made - expected).max() <= 1
 
 
 def test_training_goes_on_from_a_model_file(finished, tmp_path):

@@ -11,11 +11,9 @@ Arguments after -- go to tdsm_jax.main: -- --config.score.steps=2000
 
 import argparse
 import pathlib
-import subprocess
-import sys
 from typing import NamedTuple
 
-from tdsm_jax import files
+from tdsm_jax.benchmark.cells import measures, read_seeds, run_cell, with_arguments
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation.statistics import recovery
@@ -42,14 +40,11 @@ def main(arguments: argparse.Namespace) -> None:
     out = pathlib.Path(arguments.out)
     noises = [parse_noise(text) for text in arguments.noise.split(",")]
     methods = tuple(arguments.methods.split(","))
-    try:
-        seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds={arguments.seeds} must be whole numbers joined by commas") from None
+    seeds = read_seeds(arguments.seeds)
     if not arguments.table_only:
         for seed in seeds:
             for noise in (None, *noises):
-                run_cell(arguments, Cell(noise, seed), out, methods)
+                run(arguments, Cell(noise, seed), out, methods)
     print("\n\n".join(table(out, noise, methods, seeds) for noise in noises))
 
 
@@ -62,17 +57,14 @@ def parse_noise(text: str) -> tuple[str, float]:
         raise UserError(f"--noise={text} must be kinds and rates such as sym:0.4,asym:0.4") from None
 
 
-def run_cell(arguments: argparse.Namespace, cell: Cell, out: pathlib.Path, methods: tuple[str, ...]) -> None:
-    """Runs tdsm_jax.main for one cell; a run that fails ends the command with its error."""
-    noise = "" if cell.noise is None else f"noise={cell.noise[0]},rate={cell.noise[1]},"
+def run(arguments: argparse.Namespace, cell: Cell, out: pathlib.Path, methods: tuple[str, ...]) -> None:
+    """Runs one cell: all methods, or the clean ceiling."""
+    noise = "" if cell.noise is None else f"noise={cell.noise[0]},rate={cell.noise[1]}"
     chosen = "clean" if cell.noise is None else "+".join(methods)
-    config = f"{arguments.config}:{noise}methods={chosen},seed={cell.seed}{',smoke' if arguments.smoke else ''}"
+    smoke = "smoke" if arguments.smoke else ""
+    config = with_arguments(arguments.config, noise, f"methods={chosen},seed={cell.seed}", smoke)
     stages = "score,sample,judge,measure" if cell.noise is None else STAGES
-    command = [sys.executable, "-m", "tdsm_jax.main", f"--config={config}", f"--workdir={cell.folder(out)}"]
-    print(f"{cell.folder(out)}: {config}", file=sys.stderr, flush=True)
-    done = subprocess.run([*command, f"--stages={stages}", *arguments.rest], check=False)
-    if done.returncode:
-        raise UserError(f"{cell.folder(out)} ended with exit code {done.returncode}; its error stands above")
+    run_cell(cell.folder(out), config, stages, rest=arguments.rest)
 
 
 def table(out: pathlib.Path, noise: tuple[str, float], methods: tuple[str, ...], seeds: list[int]) -> str:
@@ -92,12 +84,6 @@ def table(out: pathlib.Path, noise: tuple[str, float], methods: tuple[str, ...],
             won = "" if None in shares else spread(shares, 3)
         lines.append(f"| {method} | " + " | ".join([*cells, won]) + " |")
     return "\n".join(lines)
-
-
-def measures(folder: pathlib.Path, method: str) -> dict | None:
-    """Returns the metrics of a method in a cell, None where it is not finished."""
-    path = folder / "measures" / method / "metrics.json"
-    return files.read_json(path) if path.exists() else None
 
 
 if __name__ == "__main__":
