@@ -24,7 +24,7 @@ from tdsm_jax.labels.losses import forward_corrected
 from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table, posterior
 from tdsm_jax.run import Run, optimisation
 from tdsm_jax.training import classifier as classifiers
-from tdsm_jax.training.calibration import SIGMAS, softened
+from tdsm_jax.training.calibration import SIGMAS, own_weights, softened
 from tdsm_jax.training.classifier import Fitted
 from tdsm_jax.training.cross_fit import cross_fitted_logits, fit_fold
 from tdsm_jax.training.fit_step import FitSettings, classify
@@ -207,16 +207,17 @@ def classifier_quality(run: Run, table: WeightTable) -> dict[str, Any]:
     """Returns the out-of-fold quality at each of `QUALITY_SIGMAS`; clean labels are read to report, not to train."""
     y, y_tilde = run.train_set.labels, run.y_tilde
     key, weigher, cross_fitted = stream_key(run.config.seed, "classifier_quality"), run.weigher, run.cross_fitted
+    uncalibrated = cross_fitted._replace(temperature=jnp.ones_like(cross_fitted.temperature))
 
     @jax.jit
-    def measure(batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def measure(batch: dict) -> tuple[jax.Array, ...]:
         x0, sigma, y_tilde = batch["x0"], batch["sigma"], batch["label"]
         x_t = add_noise(x0, sigma, normal_like(example_keys(key, batch["level"][0], batch["position"]), x0))
-        logits = cross_fitted_logits(weigher, cross_fitted, x_t, sigma, batch["fold"])
-        own = jnp.take_along_axis(posterior(table, logits, y_tilde), y_tilde[:, None], axis=1)[:, 0]
-        return logits.argmax(axis=1), own, forward_corrected(logits, y_tilde, table.log_S)
+        logits, raw = (cross_fitted_logits(weigher, c, x_t, sigma, batch["fold"]) for c in (cross_fitted, uncalibrated))
+        own, raw_own = (own_weights(z, y_tilde, table.log_S) for z in (logits, raw))
+        return logits.argmax(axis=1), own, raw_own, forward_corrected(logits, y_tilde, table.log_S)
 
-    def at(level: int, index: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def at(level: int, index: np.ndarray) -> tuple[jax.Array, ...]:
         sigma, levels = np.float32(QUALITY_SIGMAS[level]), np.full(len(index), level)
         batch = run.labelled_batch(index) | {"sigma": np.full(len(index), sigma), "level": levels, "position": index}
         return measure(batch)
@@ -225,10 +226,11 @@ def classifier_quality(run: Run, table: WeightTable) -> dict[str, Any]:
     rows = [in_batches(functools.partial(at, level), len(y), size) for level in range(len(QUALITY_SIGMAS))]
     return {
         "sigma": QUALITY_SIGMAS.tolist(),
-        "accuracy": [float(np.mean(seen == y)) for seen, _, _ in rows],
-        "noisy_accuracy": [float(np.mean(seen == y_tilde)) for seen, _, _ in rows],
-        "own_weight": [float(own.mean()) for _, own, _ in rows],
-        "noisy_nll": [float(nll.mean()) for _, _, nll in rows],
+        "accuracy": [float(np.mean(seen == y)) for seen, *_ in rows],
+        "noisy_accuracy": [float(np.mean(seen == y_tilde)) for seen, *_ in rows],
+        "own_weight": [float(own.mean()) for _, own, _, _ in rows],
+        "own_weight_uncalibrated": [float(raw.mean()) for _, _, raw, _ in rows],  # at temperature 1
+        "noisy_nll": [float(nll.mean()) for *_, nll in rows],
         "expected_own_weight": 1 - run.label_file.realised_rate,
     }
 

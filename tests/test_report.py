@@ -77,6 +77,7 @@ def _report(K: int = 3, size: int = 8, channels: int = 1, columns: int = 4) -> R
             "accuracy": [0.9, 0.5, 0.1],
             "noisy_accuracy": [0.6, 0.4, 0.1],
             "own_weight": [0.6, 0.61, 0.59],
+            "own_weight_uncalibrated": [0.7, 0.72, 0.66],
             "noisy_nll": [1.0, 2.0, 2.3],
             "expected_own_weight": 0.6,
         },

@@ -25,6 +25,7 @@ from tdsm_jax.evaluation.report_words import (
 from tdsm_jax.evaluation.svg import escape
 
 _MAIN_METHODS = ("dsm", "tdsm", "clean")  # what the headline compares
+_CORRECTED = ("tdsm", "posterior")  # whose recovery it shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Report:
     holds. images: "real" and methods -> uint8 [K, columns, H, W, C], one row per class. transitions: "true",
     "realised", "estimated" -> [K, K], rows clean, columns noisy. curves: "classifier/<fold>" and
     "score/<method>" -> records with "step" and "held_out_nll" or "loss". classifier: "sigma", "accuracy",
-    "noisy_accuracy", "own_weight", "noisy_nll" (lists) and "expected_own_weight", all out of fold. class_names: [K].
+    "noisy_accuracy", "own_weight", "own_weight_uncalibrated", "noisy_nll" (lists) and "expected_own_weight", all out
+    of fold. class_names: [K].
     """
 
     title: str
@@ -126,26 +128,26 @@ def _big_numbers(report: Report) -> str:
         f"<small>{escape(explanation(m))}</small></div>"
         f'<span class="big">{percent(values.get("label_fidelity"))}</span></div>'
         for m, values in methods.items()
-        if m in _MAIN_METHODS or len(methods) == 1
+        if m in (*_MAIN_METHODS, *_CORRECTED) or len(methods) == 1
     )
     judge = report.metrics.get("real", {}).get("label_fidelity")
     trust = f" On real test images that classifier is right {percent(judge)} of the time." if judge else ""
     return (
         "<h2>Does it draw the class it was asked for?</h2><p>Label fidelity: "
         f"{METRICS['label_fidelity'][3]}{trust}</p>"
-        f'<div class="cards">{cards}</div>{_recovery_bar(methods)}'
+        f'<div class="cards">{cards}</div>{"".join(_recovery_bar(methods, m) for m in _CORRECTED)}'
     )
 
 
-def _recovery_bar(methods: Mapping[str, Mapping[str, Any]]) -> str:
-    recovery = won_back("label_fidelity", methods, "tdsm") if "tdsm" in methods else None
+def _recovery_bar(methods: Mapping[str, Mapping[str, Any]], method: str) -> str:
+    recovery = won_back("label_fidelity", methods, method) if method in methods else None
     if recovery is None:
         return ""
     share = f"{100 * recovery:.0f} %"
     if recovery < 0:
-        sentence = "TDSM did worse than DSM in this run"
+        sentence = f"{label(method)} did worse than DSM in this run"
     else:
-        sentence = f"TDSM won back <b>{share}</b> of what label noise cost"
+        sentence = f"{label(method)} won back <b>{share}</b> of what label noise cost"
     return (
         f'<div class="recovery" role="img" aria-label="Recovery {share}"><p>{sentence}</p>'
         f'<div class="track"><i style="width:{100 * min(max(recovery, 0), 1):.1f}%"></i></div>'

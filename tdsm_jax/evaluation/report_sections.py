@@ -203,7 +203,7 @@ def classifier(facts: Mapping[str, Any], num_classes: int) -> str:
     chart(
         "Weight of the given label, on average: should lie on the dotted line at every σ.",
         "mean weight, %",
-        {"own_weight": "given label"},
+        {"own_weight": "calibrated", "own_weight_uncalibrated": "before calibration"},
         unit=100,
         references={"expected (share of right labels)": 100 * expected} if is_number(expected) else {},
         y_takes_in=(0, 100),
