@@ -15,6 +15,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         {
             "seed": 0,  # label noise, networks, batches, samples: everything random derives from it
             "methods": ("dsm", "tdsm", "clean"),  # dsm, tdsm, s_weighted: noisy labels; clean: the ceiling; init
+            "relabel": "argmax",  # the labels of methods relabel*: the likeliest; soft: drawn once from each posterior
             "init_from": "",  # a model file (ema.npz): score networks start from it; method init samples it as it is
             "data": {
                 "name": "digits",  # digits; archive: EDM's format, from `path`; synthetic: made-up images

@@ -13,6 +13,7 @@ from tdsm_jax.data.label_files import DRAWN
 from tdsm_jax.diffusion.mixture import RULES
 from tdsm_jax.diffusion.process import PROCESSES
 from tdsm_jax.errors import UserError, did_you_mean
+from tdsm_jax.labels.correction import CORRECTIONS
 from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.labels.losses import LOSSES
 from tdsm_jax.labels.weights import WEIGHTS
@@ -27,8 +28,8 @@ METHODS = (
     *(f"tdsm_{rule}" for rule in TDSM_RULES),  # tdsm with this rule, whatever mixture.rule says
     "s_weighted",
     "posterior",  # posterior-sampled DSM
-    "relabel",  # DSM on the likeliest labels
-    "relabel_tdsm",  # tdsm on the likeliest labels, with the matrix of what noise is left in them
+    "relabel",  # DSM on corrected labels
+    "relabel_tdsm",  # tdsm on corrected labels, with the matrix of what noise is left in them
     "clean",
     "init",
 )
@@ -201,6 +202,7 @@ _STARTS = tuple(name for name, one in ESTIMATORS.items() if "clean_posterior" no
 _READ_NOISE = ("matrix", "file", "human")  # kinds of label noise that a file holds
 _CHOICES = {
     "methods": METHODS,
+    "relabel": CORRECTIONS,
     "label_noise.kind": (*DRAWN, *_READ_NOISE),
     "transition.estimator": MATRICES,
     "transition.start": _STARTS,

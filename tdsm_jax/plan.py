@@ -95,6 +95,8 @@ def _model_units(run: Run, method: str) -> list[Unit]:
         reads, needs = (*reads, "mixture"), (*needs, "transition")
     if reads_posterior(method):
         needs = (*needs, "posterior")
+    if method.startswith("relabel"):
+        reads = (*reads, "relabel")
     makes = (trained, f"{trained}/ema.npz")
     return [
         _unit(run, trained, model_stages.train_score, reads, needs, makes, method, inputs=initial),

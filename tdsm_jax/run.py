@@ -228,7 +228,9 @@ class Run:
         """Returns the labels [N] that a method trains on."""
         if method == "clean":
             return self.train_set.labels
-        return corrected(self.image_posterior, "argmax") if method.startswith("relabel") else self.y_tilde
+        if method.startswith("relabel"):
+            return corrected(self.image_posterior, self.config.relabel, self.config.seed)
+        return self.y_tilde
 
     def table_of(self, method: str) -> WeightTable:
         """Returns the weight table for the noise in the labels that a method trains on."""

@@ -99,3 +99,16 @@ def test_em_reads_clean_posteriors_of_its_start(tmp_path):
     found = label_stages.evidence(run).clean_posterior
     np.testing.assert_allclose(found @ S, h @ S, atol=0.02)
     assert np.abs(found - h).mean() < 0.02
+
+
+@pytest.mark.parametrize("kind", ["argmax", "soft"])
+def test_relabelling_takes_its_labels_from_the_posterior_as_the_config_says(kind, tmp_path):
+    run = with_labels(run_of(tmp_path))
+    run = Run(FrozenConfigDict({**run.config.to_dict(), "relabel": kind}), tmp_path)
+    w = np.full((len(run.y_tilde), 10), 0.05)
+    w[:, 3] = 0.55
+    files.write_arrays(tmp_path / "image_posterior.npz", {"w": w})
+    share = np.mean(run.labels_of("relabel") == 3)
+    assert share == 1 if kind == "argmax" else abs(share - 0.55) < 0.05
+    np.testing.assert_array_equal(run.labels_of("relabel_tdsm"), run.labels_of("relabel"))
+    np.testing.assert_array_equal(run.labels_of("dsm"), run.y_tilde)

@@ -407,7 +407,7 @@ def test_every_objective_runs_on_an_ensemble_and_an_estimated_matrix(tmp_path):
     methods = "relabel_tdsm+posterior+tdsm_sampled"
     keys = ("--config.classifier.members=2", "--config.evaluation.steps=5", "--config.label_noise.imbalance=0.5")
     keys += ("--config.transition.features=network", "--config.transition.start=hoc_shrunk")
-    keys += ("--config.classifier.steps=120", "--config.classifier.evaluate_every=40")
+    keys += ("--config.classifier.steps=120", "--config.classifier.evaluate_every=40", "--config.relabel=soft")
     config = f"{DIGITS}:smoke,noise=instance,transition=em_calibrated,methods={methods}"
     done = call(f"--workdir={tmp_path}", *keys, config=config)
     assert done.returncode == 0, done.stderr[-3000:]
