@@ -35,6 +35,7 @@ def make_labels(run: Run) -> None:
 def fit_classifier(run: Run) -> None:
     """images + y_tilde -> classifier/: classifiers of each fold, fitted on the other folds' noisy labels"""
     c, t = run.config.classifier, run.config.transition
+    settings = fit_settings(run)
     for f in range(c.folds):
         name = f"classifier/fold{f}"
         if c.init_from:
@@ -45,7 +46,7 @@ def fit_classifier(run: Run) -> None:
                 run.given(~held_out),
                 stream_key(run.config.seed, name),
                 label=name,
-                settings=fit_settings(run),
+                settings=settings,
                 S=run.known_S if t.estimator == "known" else None,
                 mesh=run.mesh,
                 seed=run.config.seed,
