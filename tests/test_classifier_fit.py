@@ -183,7 +183,7 @@ def test_a_resumed_fit_is_the_straight_fit(tmp_path, changed):
 def test_targets_follow_the_predictions_of_their_own_example():
     index = np.arange(32) % 31 + 5  # one example comes twice, under other noise
     settings = FitSettings(
-        NETWORK, FAST, loop.Schedule(1, 1, 1), PROCESS, loss="elr", loss_parameters={"momentum": 0.9}
+        NETWORK, FAST, loop.Schedule(1, 1, 1), PROCESS, loss="elr", loss_parameters=(("momentum", 0.9),)
     )
     params = classifiers.initial_params(settings, (4, 4, 1), jax.random.key(0))
     best = jax.tree.map(jnp.copy, params)
@@ -248,8 +248,8 @@ def test_losses_that_distort_weights_are_warned_of(monkeypatch):
     ("changed", "message"),
     [
         ({"loss": "foward"}, "unknown loss 'foward'; did you mean 'forward'"),
-        ({"loss": "gce", "loss_parameters": {"gamma": 1.0}}, "'gce' has no parameter 'gamma'; it has: q"),
-        ({"loss": "elr", "loss_parameters": {"momentum": 2.0}}, "momentum of the loss 'elr' must be"),
+        ({"loss": "gce", "loss_parameters": (("gamma", 1.0),)}, "'gce' has no parameter 'gamma'; it has: q"),
+        ({"loss": "elr", "loss_parameters": (("momentum", 2.0),)}, "momentum of the loss 'elr' must be"),
         ({"forget_rate": 1.0}, "the forget rate is a share"),
         ({"co_teaching": True}, "give it a forget rate above 0"),
         (SELECTION | {"co_teaching": True, "loss": "elr"}, "use another loss than elr"),

@@ -17,14 +17,16 @@ from tdsm_jax import files
 from tdsm_jax.data.batches import batch_indices, in_batches
 from tdsm_jax.data.sources import to_float
 from tdsm_jax.diffusion.objectives import add_noise
+from tdsm_jax.diffusion.process import EDM
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.losses import forward_corrected
 from tdsm_jax.training import loop, parallel
 from tdsm_jax.training.calibration import SIGMAS, Calibration, calibrate
-from tdsm_jax.training.fit_step import FitSettings, FitState, classify, log_transition, make_fit_step
+from tdsm_jax.training.fit_step import FitSettings, FitState, Network, classify, log_transition, make_fit_step
 from tdsm_jax.training.state import Params, flatten_params, initial_state, unflatten_params
 
 HELD_OUT_BATCH = 1024  # bounds the memory of a look at the held-out images
+KEPT_STEPS = 32  # compiled steps that wait for another fit of the same settings
 
 
 class Labelled(NamedTuple):
@@ -55,6 +57,17 @@ class HeldOut(NamedTuple):
     draws: int
 
 
+class Trained(NamedTuple):
+    """Where training ended: the state with the last and the best parameters, and what judged them, if anything did.
+
+    `log_S`(parameters) is log S [K,K] as given or learnt.
+    """
+
+    state: FitState
+    held_out: HeldOut | None
+    log_S: Callable[[Params], jax.Array]
+
+
 def fit(
     data: Labelled,
     key: jax.Array,
@@ -74,9 +87,42 @@ def fit(
     loss that cannot learn S.
     """
     if not settings.proper:
-        if S is None:
-            raise UserError("only the loss 'forward' on all examples learns S: use it, or give S")
         logging.warning("%s: its loss is not proper: decisions may gain by it, but weights need calibration", label)
+    state, seen, log_S_of = train(
+        data,
+        key,
+        label=label,
+        settings=settings,
+        S=S,
+        mesh=mesh,
+        seed=seed,
+        held_out=held_out,
+        directory=directory,
+    )
+    best = state.best_params if seen and settings.stopping else state.train.ema_params
+    log_S = log_S_of(best)
+    temperature, nll = np.ones(len(SIGMAS)), math.nan
+    if seen:
+        temperature, nll, _ = calibrated(settings, seen.logits(best), seen, log_S)
+    S = np.exp(np.asarray(log_S, np.float64)) if S is None else np.asarray(S, np.float64)
+    return Fitted(jax.device_get(best["network"]), temperature, S, nll)
+
+
+def train(
+    data: Labelled,
+    key: jax.Array,
+    *,
+    label: str,
+    settings: FitSettings,
+    S: np.ndarray | None,
+    mesh: Mesh,
+    seed: int,
+    held_out: Labelled | None = None,
+    directory: pathlib.Path | None = None,
+) -> Trained:
+    """Does the training of `fit`, whose arguments and errors it has; all parameters are kept, none is chosen."""
+    if S is None and not settings.proper:
+        raise UserError("only the loss 'forward' on all examples learns S: use it, or give S")
     K = settings.network.num_classes
     init_key, step_key, held_key = jax.random.split(key, 3)
     params = initial_params(settings, data.images.shape[1:], init_key)
@@ -85,7 +131,7 @@ def fit(
     given = {} if S is None else {"log_S": jnp.log(jnp.asarray(S, jnp.float32))}
     log_S_of = functools.partial(log_transition, given=given, rate=settings.transition_rate)
 
-    step = parallel.data_parallel(make_fit_step(settings), mesh, given)
+    step, everywhere = compiled_step(settings, mesh), parallel.replicate(given, mesh)
     targets = jnp.zeros((len(data.labels), K)) if settings.loss == "elr" else None
     best = jax.tree.map(jnp.copy, params)
     state = FitState(initial_state(params, settings.optimisation), best, jnp.float32(jnp.inf), targets)
@@ -99,12 +145,12 @@ def fit(
     evaluate = seen = None
     if held_out is not None:
         seen = make_held_out(settings, held_out, held_key)
-        nll_of = jax.jit(lambda logits, log_S: forward_corrected(logits, seen.labels, log_S).mean())
-        evaluate = functools.partial(keep_best, lambda p: nll_of(seen.logits(p), log_S_of(p)))
+        name, measure = HELD_OUT_MEASURES[settings.stopping_by]
+        evaluate = functools.partial(keep_best, name, lambda p: measure(seen.logits(p), seen.labels, log_S_of(p)))
 
     state = loop.run(
         label,
-        step,
+        lambda state, batch, key: step(state, batch, key, everywhere),
         state,
         batches,
         step_key,
@@ -113,13 +159,13 @@ def fit(
         directory=directory,
         evaluate=evaluate,
     )
-    best = state.best_params if evaluate and settings.stopping else state.train.ema_params
-    log_S = log_S_of(best)
-    temperature, nll = np.ones(len(SIGMAS)), math.nan
-    if seen:
-        temperature, nll, _ = calibrated(settings, seen.logits(best), seen, log_S)
-    S = np.exp(np.asarray(log_S, np.float64)) if S is None else np.asarray(S, np.float64)
-    return Fitted(jax.device_get(best["network"]), temperature, S, nll)
+    return Trained(state, seen, log_S_of)
+
+
+@functools.lru_cache(maxsize=KEPT_STEPS)
+def compiled_step(settings: FitSettings, mesh: Mesh) -> Callable:
+    """Returns the jitted step of all fits of these settings: labels, S and keys are data, so it is compiled once."""
+    return parallel.compiled(make_fit_step(settings), mesh)
 
 
 def initial_params(settings: FitSettings, image_shape: tuple[int, ...], key: jax.Array) -> dict[str, Params]:
@@ -143,24 +189,43 @@ def make_held_out(settings: FitSettings, held_out: Labelled, key: jax.Array) -> 
         x_t = [np.asarray(add_noise(jnp.asarray(x0), s, n)) for s, n in zip(sigma, normal, strict=True)]
     x_t, sigma = np.concatenate(x_t), np.concatenate(sigma)
 
-    @jax.jit
-    def logits_of(params: Params, x_t: jax.Array, sigma: jax.Array) -> jax.Array:
-        return classify(functools.partial(settings.network.apply, params["network"]), settings.process, x_t, sigma)[0]
+    look = functools.partial(logits_of, settings.network, settings.process)
 
     def logits(params: Params) -> jax.Array:
-        rows = in_batches(lambda index: logits_of(params, x_t[index], sigma[index]), len(x_t), HELD_OUT_BATCH)
+        rows = in_batches(lambda index: look(params["network"], x_t[index], sigma[index]), len(x_t), HELD_OUT_BATCH)
         return jnp.asarray(rows)
 
     return HeldOut(logits, jnp.asarray(sigma), jnp.tile(jnp.asarray(held_out.labels), draws), draws)
 
 
-def keep_best(held_out_nll: Callable[[Params], jax.Array], state: FitState) -> tuple[FitState, dict]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def logits_of(network: Network, process: EDM | None, variables: Params, x_t: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Returns the logits [B,K] of a network's variables on x_t [B,H,W,C] at sigma [B]."""
+    return classify(functools.partial(network.apply, variables), process, x_t, sigma)[0]
+
+
+@jax.jit
+def held_out_nll(logits: jax.Array, y_tilde: jax.Array, log_S: jax.Array) -> jax.Array:
+    """Returns the mean noisy negative log-likelihood. Shapes: logits of h [B,K], y_tilde int [B], log_S [K,K]."""
+    return forward_corrected(logits, y_tilde, log_S).mean()
+
+
+@jax.jit
+def held_out_error(logits: jax.Array, y_tilde: jax.Array, log_S: jax.Array) -> jax.Array:
+    """Returns the share of noisy labels that h S does not think likeliest; shapes as in `held_out_nll`."""
+    p_noisy = jnp.matmul(jax.nn.softmax(logits), jnp.exp(log_S), precision="highest")
+    return jnp.mean(p_noisy.argmax(axis=1) != y_tilde)
+
+
+HELD_OUT_MEASURES = {"nll": ("held_out_nll", held_out_nll), "accuracy": ("held_out_error", held_out_error)}
+
+
+def keep_best(name: str, measure: Callable[[Params], jax.Array], state: FitState) -> tuple[FitState, dict]:
     """Measures the averaged parameters on the held-out labels and remembers them where they are the best yet."""
-    nll = held_out_nll(state.train.ema_params)
-    better = bool(nll < state.best_nll)
-    if better:
-        state = state._replace(best_params=jax.tree.map(jnp.copy, state.train.ema_params), best_nll=nll)
-    return state, {"held_out_nll": float(nll)}
+    loss = measure(state.train.ema_params)
+    if bool(loss < state.best_loss):
+        state = state._replace(best_params=jax.tree.map(jnp.copy, state.train.ema_params), best_loss=loss)
+    return state, {name: float(loss)}
 
 
 def calibrated(settings: FitSettings, logits: jax.Array, seen: HeldOut, log_S: jax.Array) -> Calibration:

@@ -1,7 +1,7 @@
 """One step of a classifier's fit: the loss, the examples it is taken on, the transition head."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,19 +23,22 @@ Network = Classifier | ResNet | MnistCNN
 Augment = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]  # (keys [B], x0) -> (x0, augmentation label)
 
 FIT_LOSSES = ("forward", "elr", *LOSSES)
+STOPPING = ("nll", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
 class FitSettings:
-    """How a classifier is fitted.
+    """How a classifier is fitted; hashable, so that fits of equal settings share what was compiled.
 
     `process` None fits clean images, else x_t at the process's noise levels. `augment` changes the images of a step
     before noise is added; its label goes unread, as published. `freeze_transition_images` holds the transition head
     still from there on (0: never).
 
     With `held_out` examples, measured on `held_out_draws` noise draws an image, the parameters of the evaluation
-    with the lowest held-out loss are returned, the last ones without `stopping`; the temperature is chosen by
-    `calibration` (of `calibration.CRITERIA`), for each noise level or, without `temperature_per_sigma`, for all.
+    that do best there are returned, the last ones without `stopping`: best by the noisy likelihood or, as the
+    benchmarks of robust losses do, by the noisy accuracy (`stopping_by`, of `STOPPING`), the first of equals. The
+    temperature is chosen by `calibration` (of `calibration.CRITERIA`), for each noise level or, without
+    `temperature_per_sigma`, for all.
 
     `loss` is "forward" (forward-corrected cross-entropy), "elr" or one of `losses.LOSSES`, with `loss_parameters`;
     all but the first train on labels as given and distort the posterior. `forget_rate` leaves out that share of
@@ -54,15 +57,20 @@ class FitSettings:
     augment: Augment | None = None
     freeze_transition_images: int = 0
     stopping: bool = True
+    stopping_by: str = "nll"
     calibration: str = "nll"
     temperature_per_sigma: bool = True
     loss: str = "forward"
-    loss_parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    loss_parameters: tuple[tuple[str, float], ...] = ()
     forget_rate: float = 0.0
     forget_ramp_images: int = 0
     co_teaching: bool = False
 
     def __post_init__(self):
+        if self.stopping_by not in STOPPING:
+            raise UserError(
+                f"unknown measure {self.stopping_by!r} to stop by{did_you_mean(self.stopping_by, STOPPING)}"
+            )
         if self.calibration not in CRITERIA:
             raise UserError(f"unknown calibration {self.calibration!r}{did_you_mean(self.calibration, CRITERIA)}")
         if self.loss not in FIT_LOSSES:
@@ -83,11 +91,11 @@ class FitSettings:
 
 
 class FitState(NamedTuple):
-    """Training state, the best parameters so far by the held-out loss, and the targets [N,K] of "elr"."""
+    """Training state, the best parameters so far, their held-out loss or error, the targets [N,K] of "elr"."""
 
     train: TrainState
     best_params: Params
-    best_nll: jax.Array
+    best_loss: jax.Array
     targets: jax.Array | None = None
 
 

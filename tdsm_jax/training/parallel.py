@@ -34,11 +34,16 @@ def round_up(batch_size: int) -> int:
 
 
 def data_parallel(step: Callable, mesh: Mesh, given: Any) -> Callable:
-    """Returns (state, batch, key) -> (state, metrics), jitted over the mesh, of a per-device step.
+    """Returns (state, batch, key) -> (state, metrics): `compiled` with what a run gives the step."""
+    jitted, given = compiled(step, mesh), replicate(given, mesh)
+    return lambda state, batch, key: jitted(state, batch, key, given)
 
-    The per-device step takes `given` as a fourth argument: what it reads and never changes (tables, frozen
-    classifiers). The batch is split along its first axis, the rest is replicated, the state donated. The step
-    itself averages gradients and metrics over `AXIS`.
+
+def compiled(step: Callable, mesh: Mesh) -> Callable:
+    """Returns (state, batch, key, given) -> (state, metrics), jitted over the mesh, of a per-device step.
+
+    `given` is what the step reads and never changes (tables, frozen classifiers). The batch is split along its
+    first axis, the rest is replicated, the state donated. The step itself averages gradients and metrics over `AXIS`.
     """
     everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
     mapped = jax.shard_map(
@@ -48,8 +53,7 @@ def data_parallel(step: Callable, mesh: Mesh, given: Any) -> Callable:
         out_specs=(everywhere, everywhere),
         check_vma=False,  # the step says by pmean what is replicated
     )
-    jitted, given = jax.jit(mapped, donate_argnums=0), replicate(given, mesh)
-    return lambda state, batch, key: jitted(state, batch, key, given)
+    return jax.jit(mapped, donate_argnums=0)
 
 
 def split(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
