@@ -27,7 +27,7 @@ from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training.calibration import SIGMAS, own_weights, softened
 from tdsm_jax.training.classifier import Fitted
 from tdsm_jax.training.cross_fit import cross_fitted_logits, fit_fold
-from tdsm_jax.training.fit_step import FitSettings, classify
+from tdsm_jax.training.fit_step import Augment, FitSettings, classify
 from tdsm_jax.training.state import example_keys, normal_like, stream_key
 
 _FAR = 1e4  # between the features of two folds, whose own spread is 1
@@ -155,9 +155,6 @@ def fit_folds(run: Run, name: str, settings: FitSettings, S: np.ndarray | None, 
 def fit_settings(run: Run) -> FitSettings:
     """Returns how the classifiers of h(x_t, sigma) are fitted."""
     c, t = run.config.classifier, run.config.transition
-    changes = functools.partial(augment, probability=c.augment) if c.augment else None
-    if any(c.light):
-        changes = functools.partial(light, **dict(zip(("shift", "rotation", "scale"), c.light, strict=True)))
     return FitSettings(
         network=run.classifier,
         optimisation=optimisation(c),
@@ -165,7 +162,7 @@ def fit_settings(run: Run) -> FitSettings:
         process=run.classifier_process,
         volume_weight=t.volume_weight,
         transition_rate=t.rate,
-        augment=changes,
+        augment=image_changes(c.augment, c.light),
         freeze_transition_images=t.freeze_images,
         stopping=c.stopping,
         calibration=c.calibration,
@@ -175,6 +172,15 @@ def fit_settings(run: Run) -> FitSettings:
         forget_ramp_images=c.forget_ramp_images,
         co_teaching=c.co_teaching,
     )
+
+
+@functools.cache
+def image_changes(probability: float, spreads: tuple[float, float, float]) -> Augment | None:
+    """Returns EDM's augmentation or light changes; the same function again for the same numbers, as compiling wants."""
+    if any(spreads):
+        shift, rotation, scale = spreads
+        return functools.partial(light, shift=shift, rotation=rotation, scale=scale)
+    return functools.partial(augment, probability=probability) if probability else None
 
 
 def make_weight_table(run: Run) -> None:

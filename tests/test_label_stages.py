@@ -112,3 +112,8 @@ def test_relabelling_takes_its_labels_from_the_posterior_as_the_config_says(kind
     assert share == 1 if kind == "argmax" else abs(share - 0.55) < 0.05
     np.testing.assert_array_equal(run.labels_of("relabel_tdsm"), run.labels_of("relabel"))
     np.testing.assert_array_equal(run.labels_of("dsm"), run.y_tilde)
+
+
+def test_fits_of_equal_settings_share_what_was_compiled(tmp_path):
+    a, b, c = (label_stages.fit_settings(run_of(tmp_path, f"seed={seed}", estimator="known")) for seed in (0, 1, 0))
+    assert a == b == c and hash(a) == hash(b)
