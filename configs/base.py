@@ -85,6 +85,10 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "decay_factors": (),  # these, not cumulatively
                 "evaluate_every": 50,  # how often held-out noisy labels look for the stopping step
             },
+            "stress": {  # classifiers made worse on purpose, to see what it costs
+                "share": 1.0,  # of the training images, those that they see
+                "logit_noise": 0.0,  # standard deviation of a fixed error in log h, a function of the image
+            },
             "network": {
                 "style": "ddpmpp",  # ddpmpp, ncsnpp, adm
                 "channels": 32,

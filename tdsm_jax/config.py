@@ -234,6 +234,7 @@ _MAY_BE_ZERO = (
     "forget_rate",
     "forget_ramp_images",
     "guidance",
+    "logit_noise",
 )
 _ANY = ("P_mean",)
 
@@ -245,6 +246,8 @@ def _bounds(key: str) -> tuple[float, float]:
         return 0, _INFINITY
     if name in _FRACTIONS:
         return 0, 1
+    if key == "stress.share":
+        return 1e-12, 1
     if key == "sampling.per_class":
         return 2, _INFINITY
     if name in _ANY:

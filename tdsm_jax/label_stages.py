@@ -21,6 +21,7 @@ from tdsm_jax.labels.em import em_posterior
 from tdsm_jax.labels.estimators import estimate
 from tdsm_jax.labels.evidence import Evidence, clean_subset
 from tdsm_jax.labels.losses import forward_corrected
+from tdsm_jax.labels.stress import calibration_error, share_of
 from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table, posterior
 from tdsm_jax.run import Run, optimisation
 from tdsm_jax.training import classifier as classifiers
@@ -139,7 +140,7 @@ def fit_folds(run: Run, name: str, settings: FitSettings, S: np.ndarray | None, 
     for f in range(folds):
         held_out = run.fold == f if folds > 1 else np.zeros(len(run.fold), bool)
         yield fit_fold(
-            run.given(~held_out),
+            run.given(share_of(~held_out, run.config.stress.share, run.config.seed)),
             stream_key(run.config.seed, f"{name}/fold{f}"),
             label=f"{name}/fold{f}",
             settings=settings,
@@ -220,8 +221,8 @@ def classifier_quality(run: Run, table: WeightTable) -> dict[str, Any]:
         x0, sigma, y_tilde = batch["x0"], batch["sigma"], batch["label"]
         x_t = add_noise(x0, sigma, normal_like(example_keys(key, batch["level"][0], batch["position"]), x0))
         logits, raw = (cross_fitted_logits(weigher, c, x_t, sigma, batch["fold"]) for c in (cross_fitted, uncalibrated))
-        own, raw_own = (own_weights(z, y_tilde, table.log_S) for z in (logits, raw))
-        return logits.argmax(axis=1), own, raw_own, forward_corrected(logits, y_tilde, table.log_S)
+        w, raw_own = posterior(table, logits, y_tilde), own_weights(raw, y_tilde, table.log_S)
+        return jax.nn.softmax(logits), w, raw_own, forward_corrected(logits, y_tilde, table.log_S)
 
     def at(level: int, index: np.ndarray) -> tuple[jax.Array, ...]:
         sigma, levels = np.float32(QUALITY_SIGMAS[level]), np.full(len(index), level)
@@ -230,12 +231,15 @@ def classifier_quality(run: Run, table: WeightTable) -> dict[str, Any]:
 
     size = run.config.classifier.batch_size
     rows = [in_batches(functools.partial(at, level), len(y), size) for level in range(len(QUALITY_SIGMAS))]
+    each = np.arange(len(y))
     return {
         "sigma": QUALITY_SIGMAS.tolist(),
-        "accuracy": [float(np.mean(seen == y)) for seen, *_ in rows],
-        "noisy_accuracy": [float(np.mean(seen == y_tilde)) for seen, *_ in rows],
-        "own_weight": [float(own.mean()) for _, own, _, _ in rows],
-        "own_weight_uncalibrated": [float(raw.mean()) for _, _, raw, _ in rows],  # at temperature 1
+        "accuracy": [float(np.mean(h.argmax(axis=1) == y)) for h, *_ in rows],
+        "noisy_accuracy": [float(np.mean(h.argmax(axis=1) == y_tilde)) for h, *_ in rows],
+        "calibration_error": [calibration_error(h, y) for h, *_ in rows],
+        "own_weight": [float(w[each, y_tilde].mean()) for _, w, *_ in rows],
+        "own_weight_uncalibrated": [float(raw_own.mean()) for _, _, raw_own, _ in rows],  # at temperature 1
+        "weight_error": [2 * float(1 - w[each, y].mean()) for _, w, *_ in rows],  # sum_i |w_i - 1{i=y}|
         "noisy_nll": [float(nll.mean()) for *_, nll in rows],
         "expected_own_weight": 1 - run.label_file.realised_rate,
     }

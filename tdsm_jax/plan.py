@@ -55,9 +55,8 @@ def _label_units(run: Run) -> list[Unit]:
     ]
     if needs_noisy_posterior(run):
         makes = ("noisy_classifier", "noisy_posterior.npz")
-        units.append(
-            _unit(run, "noisy_classifier", label_stages.fit_noisy_classifier, ("classifier",), ("labels",), makes)
-        )
+        reads = ("classifier", "stress.share")
+        units.append(_unit(run, "noisy_classifier", label_stages.fit_noisy_classifier, reads, ("labels",), makes))
     if needs_estimate(run):
         needs = ("noisy_classifier",) if needs_noisy_posterior(run) else ("labels",)
         units.append(
@@ -69,10 +68,11 @@ def _label_units(run: Run) -> list[Unit]:
 def _weight_units(run: Run, needed: str) -> list[Unit]:
     """The classifiers, and what they and S make of each other."""
     fits = ("process.P_mean", "process.P_std", "process.sigma_data", "classifier", "transition.estimator")
-    learns = ("transition.volume_weight", "transition.rate", "transition.freeze_images")
+    learns = ("transition.volume_weight", "transition.rate", "transition.freeze_images", "stress.share")
     names = (name for f in range(run.config.classifier.folds) for name in run.classifier_files(f))
     makes, given = ("classifier", *names), {**_given(run.config.classifier.init_from), **run.matrix_inputs}
-    reads, table = ("transition.condition_limit", "transition.prior"), ("weight_table.npz", "transition.json")
+    reads = ("transition.condition_limit", "transition.prior", "stress.logit_noise")
+    table = ("weight_table.npz", "transition.json")
     units = [
         _unit(run, "classifier", label_stages.fit_classifier, fits + learns, (needed,), makes, inputs=given),
         _unit(run, "transition", label_stages.make_weight_table, reads, ("classifier",), table),

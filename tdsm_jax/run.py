@@ -182,7 +182,7 @@ class Run:
 
     @property
     def weigher(self) -> Weigher:
-        return Weigher(self.classifier, self.classifier_process)
+        return Weigher(self.classifier, self.classifier_process, self.config.stress.logit_noise)
 
     @functools.cached_property
     def fold(self) -> np.ndarray:

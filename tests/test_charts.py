@@ -68,6 +68,20 @@ def test_line_chart_places_points_on_a_log_axis():
     assert points[0, 0] < points[2, 0] and points[0, 1] > points[2, 1]
 
 
+def test_drawings_are_tiled_without_overlap():
+    one = charts.line_chart({"a": ([1, 2], [3, 5])}, x_label="x", y_label="y")
+    high = charts.dot_plot({"a": range(30)}, names=list("abcdefghijklmnopqrstuvwxyz0123"), x_label="x")
+    sheet = ElementTree.fromstring(svg.tiled([[one, high], [one]]))
+    boxes = [[float(e.get(name)) for name in ("x", "y", "width", "height")] for e in sheet]
+    heights = [float(ElementTree.fromstring(d).get("viewBox").split()[3]) for d in (one, high)]
+    assert boxes == [
+        [0, 0, 360, heights[0]],
+        [360, 0, 360, heights[1]],
+        [0, max(heights), 360, heights[0]],
+    ]
+    assert sheet.get("viewBox") == f"0 0 720 {max(heights) + heights[0]:.0f}"
+
+
 def test_line_chart_skips_what_cannot_be_drawn_and_keeps_one_point_series():
     series = {
         "gap": ([1, 2, NAN, 4], [1, INF, 3, 4]),

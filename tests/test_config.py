@@ -91,6 +91,8 @@ def test_bad_arguments(arguments, said):
         ("network.multipliers", (), "need an entry"),
         ("process.sigma_max", 0.001, "sigma_min must be below"),
         ("score.label_dropout", 0.0, "mixture.rule=floor needs score.label_dropout > 0"),
+        ("stress.share", 0.0, "must lie in [1e-12, 1]"),
+        ("stress.logit_noise", -1.0, "must lie in [0, inf]"),
         ("sampling.guidance", -0.5, "must lie in [0, inf]"),
         ("sampling.per_class", 1, "must lie in [2, inf]"),
         ("logging.save_every", 75, "multiple of logging.log_every"),

@@ -12,6 +12,7 @@ import pytest
 from tdsm_jax.diffusion.process import EDM
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.corruption import corrupt, symmetric
+from tdsm_jax.labels.stress import fixed_error
 from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training import cross_fit, loop, parallel
 from tdsm_jax.training.calibration import temperature_at
@@ -47,6 +48,17 @@ def test_each_example_is_seen_by_the_classifier_of_its_fold(uneven):
         apply = functools.partial(NETWORK.apply, params[fold[b]])
         alone = classifiers.classify(apply, EDM(), x[b : b + 1], sigma[b : b + 1])[0][0] / (1.0 + fold[b])
         np.testing.assert_allclose(logits[b], alone, atol=1e-5)
+
+
+def test_logit_noise_is_a_fixed_error_of_what_the_network_sees():
+    x, sigma, fold = jax.random.normal(jax.random.key(0), (24, 4, 4, 1)), jnp.linspace(0.1, 2, 24), jnp.arange(24) % 3
+    stacked = cross_fit.stack_folds([random_classifier(f, temperature=2.0) for f in range(3)])
+    exact, worse = (
+        cross_fit.cross_fitted_logits(cross_fit.Weigher(NETWORK, EDM(), noise), stacked, x, sigma, fold)
+        for noise in (0.0, 3.0)
+    )
+    x_in = x * EDM().c_in(sigma)[:, None, None, None]
+    np.testing.assert_allclose(worse - exact, 3 * fixed_error(x_in, 3), atol=1e-4)
 
 
 def test_identical_members_are_one_classifier():

@@ -81,6 +81,9 @@ def test_one_command_leaves_metrics_and_a_report(finished):
     assert metrics["recovery"] == metrics["methods"]["tdsm"]["recovery"]
     assert set(metrics["recovery"]) >= {"label_fidelity", "cas", "fd", "cw_fd", "density", "coverage"}
     assert metrics["seconds"].keys() >= {"labels", "classifier", "score/tdsm", "sample/tdsm", "measure/tdsm"}
+    quality = metrics["classifier"]
+    for name, most in (("accuracy", 1), ("calibration_error", 1), ("weight_error", 2)):
+        assert len(quality[name]) == len(quality["sigma"]) and all(0 <= value <= most for value in quality[name])
     page = (finished / "report.html").read_text()
     assert "0.4" in page and page.count("data:image/png") >= 4
     assert {path.name for path in (finished / "samples").glob("*.png")} == {

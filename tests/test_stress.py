@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.corruption import pair, symmetric
-from tdsm_jax.labels.stress import calibration_error, degraded, perturbed
+from tdsm_jax.labels.stress import REACH, calibration_error, fixed_error, perturbed, share_of
 from tdsm_jax.labels.transition import check_stochastic, relative_l1
 
 
@@ -29,14 +29,45 @@ def test_a_distance_out_of_reach_is_refused():
             perturbed(pair(10, 0.4), distance, seed=0)
 
 
-def test_logits_are_sharpened_and_blurred():
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4000, 5)), jnp.float32)
-    keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(0), n))(jnp.arange(4000))
-    np.testing.assert_array_equal(degraded(keys, logits), logits)
-    np.testing.assert_array_equal(degraded(keys, logits, temperature=0.5), 2 * logits)
-    added = degraded(keys, logits, noise=3.0) - logits
-    assert np.std(added) == pytest.approx(3, rel=0.03) and abs(np.corrcoef(added.T)[0, 1]) < 0.06
-    np.testing.assert_array_equal(degraded(keys[:7], logits[:7], noise=3.0), degraded(keys, logits, noise=3.0)[:7])
+def test_the_fixed_error_is_a_function_of_the_image():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(scale=2, size=(4000, 6, 6, 1)), jnp.float32)
+    error = np.asarray(fixed_error(x, 5))
+    assert error.shape == (4000, 5)
+    np.testing.assert_allclose(error[:7], fixed_error(x[:7], 5), atol=1e-5)  # whatever stands beside it
+    np.testing.assert_allclose(error.mean(axis=0), 0, atol=0.1)
+    np.testing.assert_allclose(error.std(axis=0), 1, rtol=0.05)
+    assert np.abs(np.corrcoef(error.T) - np.eye(5)).max() < 0.06  # of two classes
+    assert abs(np.mean(error * np.roll(error, 1, axis=0))) < 0.03  # of two images
+
+
+def test_the_fixed_error_forgets_an_image_over_its_reach():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(500, 64)), jnp.float32)
+    step = rng.normal(size=(500, 64))
+    step /= np.sqrt(np.mean(step**2, axis=1, keepdims=True))
+    for distance in (0.1, 0.5, 1.0):
+        both = fixed_error(x, 50), fixed_error(x + distance * step, 50)
+        expected = np.exp(-((distance / REACH) ** 2) / 2)
+        assert float(jnp.mean(both[0] * both[1])) == pytest.approx(expected, abs=0.04)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_a_share_is_as_large_as_asked_and_lies_in_a_larger_one(seed, a, b):
+    chosen = np.arange(50) % 3 > 0
+    small, large = (share_of(chosen, share, seed) for share in sorted((a, b)))
+    assert small.sum() == np.ceil(min(a, b) * chosen.sum())
+    assert not np.any(small & ~large) and not np.any(large & ~chosen)
+    np.testing.assert_array_equal(share_of(chosen, 1.0, seed), chosen)
+
+
+def test_another_seed_chooses_another_share():
+    chosen = np.ones(1000, bool)
+    assert np.any(share_of(chosen, 0.5, 0) != share_of(chosen, 0.5, 1))
+    for share in (0.0, 1.1, float("nan")):
+        with pytest.raises(UserError, match="share of the images"):
+            share_of(chosen, share, 0)
 
 
 def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy():

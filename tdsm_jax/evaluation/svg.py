@@ -7,6 +7,7 @@ gives it a dark mode. Drawings are as wide as a phone, so that their text is rea
 
 import html
 import math
+import re
 from collections.abc import Sequence
 
 WIDTH = 360
@@ -86,6 +87,19 @@ def drawing(height: float, label: str, body: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="100%" role="img" '
         f'aria-label="{escape(label)}" font-family="system-ui,sans-serif">{body}</svg>'
     )
+
+
+def tiled(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of drawings as one SVG, each row as high as its highest drawing."""
+    body, top = [], 0
+    for row in rows:
+        heights = [int(re.search(rf'viewBox="0 0 {WIDTH} (\d+)"', one).group(1)) for one in row]
+        for column, (one, height) in enumerate(zip(row, heights, strict=True)):
+            place = f'<svg x="{column * WIDTH}" y="{top}" height="{height}" '
+            body.append(place + one.removeprefix("<svg ").replace('width="100%"', f'width="{WIDTH}"', 1))
+        top += max(heights)
+    size = f'viewBox="0 0 {WIDTH * max(map(len, rows))} {top}" width="100%"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(body)}</svg>'
 
 
 def shorten(name: str, length: int) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tdsm_jax.data.batches import batch_indices
-from tdsm_jax.diffusion.process import EDM
+from tdsm_jax.diffusion.process import EDM, per_example
+from tdsm_jax.labels.stress import fixed_error
 from tdsm_jax.training import classifier
 from tdsm_jax.training.calibration import SIGMAS, softened
 from tdsm_jax.training.classifier import Fitted, Labelled
@@ -24,10 +25,14 @@ _MEMBER_SEEDS = 2**32  # between the seeds of an ensemble's members: other runs'
 
 
 class Weigher(NamedTuple):
-    """The classifiers' network, and the process whose preconditioning they were fitted with."""
+    """The classifiers' network, and the process whose preconditioning they were fitted with.
+
+    `logit_noise` is the standard deviation of a fixed error added to log h, to see what worse classifiers do.
+    """
 
     network: Network
     process: EDM
+    logit_noise: float = 0.0
 
 
 class CrossFitted(NamedTuple):
@@ -129,7 +134,11 @@ def cross_fitted_logits(
             return classify(apply, weigher.process, x_t[rows], sigma[rows])[0]
 
         mean = mean_logits(jnp.stack([one(member) for member in range(members)]))
-        return softened(mean, classifiers.temperature[f], sigma[rows])
+        log_h = softened(mean, classifiers.temperature[f], sigma[rows])
+        if weigher.logit_noise:
+            x_in = per_example(weigher.process.c_in(sigma[rows]), x_t) * x_t[rows]
+            log_h += weigher.logit_noise * fixed_error(x_in, log_h.shape[1])
+        return log_h
 
     if folds == 1:
         return logits(0, jnp.arange(B))
