@@ -41,7 +41,7 @@ PROBE_BATCHES = 16  # batches whose weights choose the packed capacity
 class ScoreStep(NamedTuple):
     """A data-parallel training step, and the state, batches and key it starts from."""
 
-    step: Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]]
+    step: parallel.DataParallel
     state: TrainState
     batches: Callable[[int], dict[str, np.ndarray]]
     key: jax.Array

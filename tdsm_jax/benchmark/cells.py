@@ -1,4 +1,4 @@
-"""Cells of a comparison: runs of tdsm_jax.main in folders of their own, which go on where they stopped."""
+"""Cells of a comparison: runs in folders of their own, which go on where they stopped."""
 
 import pathlib
 import subprocess
@@ -6,8 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tdsm_jax import files
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from tdsm_jax import checks, files, pipeline, plan
+from tdsm_jax import config as configuration
 from tdsm_jax.errors import UserError
+from tdsm_jax.run import Run
 
 
 def with_arguments(config: str, *arguments: str) -> str:
@@ -31,6 +35,18 @@ def run_cell(
     done = subprocess.run([*command, *keys, *rest], check=False)
     if done.returncode:
         raise UserError(f"{folder} ended with exit code {done.returncode}; its error stands above")
+
+
+def carry_out(config: ConfigDict, folder: pathlib.Path, stages: Sequence[str]) -> Run:
+    """Carries out some stages of a run in this process, or finds them done; returns the run."""
+    configuration.validate(config)
+    frozen, folder = FrozenConfigDict(config), folder.absolute()
+    run = Run(frozen, folder)
+    todo = pipeline.select(pipeline.plan(plan.units(run), frozen, folder), tuple(stages))
+    checks.check(run)
+    pipeline.check_unchanged(todo, folder)
+    pipeline.execute(todo, folder)
+    return run
 
 
 def measures(folder: pathlib.Path, method: str) -> dict[str, Any] | None:

@@ -10,16 +10,15 @@ does to the weights of the clean images.
 """
 
 import argparse
-import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import FrozenConfigDict
 
 from tdsm_jax import config as configuration
-from tdsm_jax import pipeline, runtime
+from tdsm_jax import label_stages, runtime
+from tdsm_jax.benchmark.cells import carry_out, read_seeds, with_arguments
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation.table import spread
@@ -27,6 +26,7 @@ from tdsm_jax.labels.em import em_posterior
 from tdsm_jax.labels.estimators import ESTIMATORS, estimate, weight_error
 from tdsm_jax.labels.evidence import Evidence
 from tdsm_jax.labels.transition import check_invertible, relative_l1
+from tdsm_jax.run import Run
 
 NOISES = "sym:0.2,sym:0.4,sym:0.6,asym:0.4,pair:0.4,sym:0.4:0.1"
 READS_ALL = "em"  # the estimator whose run fits all that the others read
@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
     runtime.configure(compilation_cache=str(pathlib.Path(arguments.out) / "compiled"))
     names = arguments.estimators.split(",")
     noises = {text: parse_noise(text) for text in arguments.noise.split(",")}
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    seeds = read_seeds(arguments.seeds)
     found = {
         text: [cell(arguments, f"{keys},seed={seed}", f"{text}/seed{seed}".replace(":", "_"), names) for seed in seeds]
         for text, keys in noises.items()
@@ -63,11 +63,15 @@ def parse_noise(text: str) -> str:
 
 def cell(arguments: argparse.Namespace, keys: str, folder: str, names: list[str]) -> dict[str, Errors | str]:
     """Returns the errors of every estimator in one cell, or why it stopped."""
-    from tdsm_jax import label_stages
+    smoke = "smoke" if arguments.smoke else ""
 
-    keys += ",smoke" if arguments.smoke else ""
-    run_stages = functools.partial(carry_out, arguments.config, keys, pathlib.Path(arguments.out) / folder)
-    run = run_stages(READS_ALL, ("labels", "noisy_classifier"))
+    def run_stages(estimator: str, *stages: str) -> Run:
+        specification = with_arguments(arguments.config, keys, f"transition={estimator}", "methods=dsm", smoke)
+        path, _, given = specification.partition(":")
+        config = configuration.load_module(pathlib.Path(path)).get_config(given)
+        return carry_out(config, pathlib.Path(arguments.out) / folder / estimator, stages)
+
+    run = run_stages(READS_ALL, "labels", "noisy_classifier")
     known = label_stages.evidence(run)
     prior = np.bincount(run.train_set.labels, minlength=run.num_classes) / len(run.y_tilde)
     h = em_posterior(known.noisy_posterior, run.known_S, prior)
@@ -77,7 +81,7 @@ def cell(arguments: argparse.Namespace, keys: str, folder: str, names: list[str]
             S = learnt(run_stages) if name == "volmin" else estimated(name, known)
             found[name] = Errors(relative_l1(S, run.known_S), weight_error(S, run.known_S, h, run.y_tilde))
         except UserError as error:
-            found[name] = str(error)
+            found[name] = str(error).partition(" (condition number")[0]
     return found
 
 
@@ -88,27 +92,10 @@ def estimated(name: str, known: Evidence) -> np.ndarray:
     return S
 
 
-def learnt(run_stages: Callable) -> np.ndarray:
+def learnt(run_stages: Callable[..., Run]) -> np.ndarray:
     """Returns the S that VolMinNet's classifiers learn, the mean over folds."""
-    run = run_stages("volmin", ("labels", "classifier"))
+    run = run_stages("volmin", "labels", "classifier")
     return np.mean([member.S for fold in run.fitted for member in fold], axis=0)
-
-
-def carry_out(config_file: str, keys: str, folder: pathlib.Path, estimator: str, stages: tuple[str, ...]):
-    """Carries out some stages of a run in a folder, or finds them done; returns the run."""
-    from tdsm_jax import checks, plan
-    from tdsm_jax.run import Run
-
-    specification = f"{keys},transition={estimator},methods=dsm"
-    config = configuration.load_module(pathlib.Path(config_file)).get_config(specification)
-    configuration.validate(config)
-    config, folder = FrozenConfigDict(config), (folder / estimator).absolute()
-    run = Run(config, folder)
-    todo = pipeline.select(pipeline.plan(plan.units(run), config, folder), stages)
-    checks.check(run)
-    pipeline.check_unchanged(todo, folder)
-    pipeline.execute(todo, folder)
-    return run
 
 
 def table(found: dict[str, list[dict[str, Errors | str]]], names: list[str], field: str) -> str:
@@ -121,7 +108,7 @@ def table(found: dict[str, list[dict[str, Errors | str]]], names: list[str], fie
             stops = [errors[name] for errors in cells if isinstance(errors[name], str)]
             values = [getattr(errors[name], field) for errors in cells if not isinstance(errors[name], str)]
             notes = [f"({reasons.setdefault(reason, len(reasons) + 1)})" for reason in stops]
-            row.append(" ".join([spread(values, 3)] * bool(values) + notes))
+            row.append(" ".join([*([spread(values, 3)] if values else []), *notes]))
         lines.append(f"| {name} | " + " | ".join(row) + " |")
     return "\n".join([*lines, *_footnotes(reasons)])
 

@@ -1,5 +1,6 @@
 """Data parallelism: one per-device step with a named axis, run over all local devices."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,10 +34,24 @@ def round_up(batch_size: int) -> int:
     return -(-batch_size // devices) * devices
 
 
-def data_parallel(step: Callable, mesh: Mesh, given: Any) -> Callable:
-    """Returns (state, batch, key) -> (state, metrics): `compiled` with what a run gives the step."""
-    jitted, given = compiled(step, mesh), replicate(given, mesh)
-    return lambda state, batch, key: jitted(state, batch, key, given)
+@dataclasses.dataclass(frozen=True)
+class DataParallel:
+    """(state, batch, key) -> (state, metrics): a `compiled` step with `given`, what it reads and never changes."""
+
+    jitted: Callable
+    given: Any
+
+    def __call__(self, state: Any, batch: dict, key: jax.Array) -> tuple[Any, dict]:
+        return self.jitted(state, batch, key, self.given)
+
+    def lower(self, state: Any, batch: dict, key: jax.Array) -> jax.stages.Lowered:
+        """Returns the program for arguments of these shapes, to be compiled ahead of time."""
+        return self.jitted.lower(state, batch, key, self.given)
+
+
+def data_parallel(step: Callable, mesh: Mesh, given: Any) -> DataParallel:
+    """Returns a per-device step run over the mesh, with what a run gives it on every device."""
+    return DataParallel(compiled(step, mesh), replicate(given, mesh))
 
 
 def compiled(step: Callable, mesh: Mesh) -> Callable:
