@@ -1,105 +1,198 @@
-"""What a training step of each mixture costs beside plain DSM, on a finished run's own labels and classifiers.
+"""What a training step of each mixture costs beside plain DSM, for any number of classes.
 
-  python -m tdsm_jax.benchmark.step --config=configs/digits.py --workdir=runs/digits
+  python -m tdsm_jax.benchmark step
+  python -m tdsm_jax.benchmark step --classes=10,100 --rounds=15 --json=step.json --plot=step.svg
+  python -m tdsm_jax.benchmark step --workdir=runs/digits      a finished run's own labels and classifiers
 
-All rules are compiled first, then timed in turn, step by step, in one process, so that whatever else the machine
-does falls on all of them. Each step waits for its result. Prints medians, quartiles and ratios of medians to DSM;
---json=PATH writes the records.
+For each number of classes, classifiers are fitted on made-up images (gratings) with symmetric label noise, once: they
+stay in --out. Network, batch and noise rate are those of --config. Then all rules are compiled, and timed in turn, step
+by step, in one process, so that whatever else the machine does falls on all of them; each step waits for its result.
+Prints medians, quartiles and ratios of medians to DSM. FLOPs and memory are the compiler's figures for one step;
+utilisation is their rate over that of a matrix product measured in the same process.
 """
 
+import argparse
+import math
 import pathlib
-import sys
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict
 
+from tdsm_jax import config as configuration
 from tdsm_jax import files, pipeline, runtime
+from tdsm_jax.benchmark.cells import carry_out, with_arguments
+from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError
+from tdsm_jax.evaluation import charts
+from tdsm_jax.run import Run, ScoreStep
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config of the finished run.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the finished run (its labels and classifiers).")
-_ROUNDS = flags.DEFINE_integer("rounds", 30, "Timed steps of each rule.", lower_bound=3)
-_JSON = flags.DEFINE_string("json", None, "Where to write the records.")
-
-RULES = ("own", "floor", "threshold", "all")
+RULES = ("dsm", "floor", "threshold", "sampled", "all")
+MOST_SLOTS = 16  # `all` has K slots an example: beyond this many it would take the time of all others together
+IMAGES_A_CLASS, FEWEST_IMAGES = 20, 2000
+MATMUL_SIZE = 2048
 
 
-def main(_: list[str]) -> None:
-    """Compiles one step for each rule, times them interleaved, prints the table."""
-    logging.set_verbosity(logging.WARNING)
-    if _CONFIG.value is None or not _WORKDIR.value:
-        raise UserError("give --config=configs/digits.py and --workdir=FOLDER of a finished run; --help shows examples")
-    if not (pathlib.Path(_WORKDIR.value) / "weight_table.npz").is_file():
-        raise UserError(f"--workdir={_WORKDIR.value} holds no finished classifiers; run tdsm_jax.main there first")
-    runtime.configure()
-    from tdsm_jax.run import Run
+def main(arguments: argparse.Namespace) -> None:
+    """Prepares one run a number of classes, times its steps, prints and writes the records."""
+    runtime.configure(compilation_cache=str(pathlib.Path(arguments.out) / "compiled"))
+    if arguments.rounds < 3:
+        raise UserError(f"--rounds={arguments.rounds} must be at least 3")
+    rules = arguments.rules.split(",")
+    if "dsm" not in rules or not set(rules) <= set(RULES):
+        raise UserError(f"--rules={arguments.rules} must hold dsm and otherwise some of {', '.join(RULES)}")
+    peak = matmul_flops()
+    records = []
+    for run in prepared(arguments):
+        records += measure(run, rules, arguments.rounds, peak)
+    print(f"{jax.devices()[0].device_kind} x {jax.device_count()}, {pipeline.versions()}")
+    print(f"matrix product of size {MATMUL_SIZE}, float32 as configured: {peak / 1e9:.0f} GFLOP/s\n")
+    print(table(records))
+    if arguments.json:
+        files.write_json(arguments.json, records)
+    if arguments.plot:
+        files.write_text(arguments.plot, plot(records))
 
-    config = _CONFIG.value
+
+def prepared(arguments: argparse.Namespace) -> Iterator[Run]:
+    """Yields a run with classifiers for each number of classes, or the finished one of --workdir."""
+    path, _, given = with_arguments(arguments.config, "methods=dsm").partition(":")
+    config = configuration.load_module(pathlib.Path(path)).get_config(given)
+    if arguments.workdir:
+        if not (pathlib.Path(arguments.workdir) / "weight_table.npz").is_file():
+            raise UserError(
+                f"--workdir={arguments.workdir} holds no finished classifiers; run tdsm_jax.main there first"
+            )
+        yield Run(FrozenConfigDict(config), pathlib.Path(arguments.workdir).absolute())
+        return
+    for K in arguments.classes.split(","):
+        if not K.isdigit() or int(K) < 2:
+            raise UserError(f"--classes={arguments.classes} must be numbers of at least 2, joined by commas")
+        changed = with_classes(config, int(K), arguments.image_size, arguments.channels)
+        yield carry_out(changed, pathlib.Path(arguments.out) / f"classes{K}", ("labels", "classifier", "transition"))
+
+
+def with_classes(config: ConfigDict, K: int, image_size: int, channels: int) -> ConfigDict:
+    """Returns the config on made-up images of K classes with symmetric label noise."""
+    config = config.copy_and_resolve_references()
+    images = max(FEWEST_IMAGES, IMAGES_A_CLASS * K)
+    config.data.update(name="synthetic", num_classes=K, image_size=image_size, channels=channels, num_images=images)
+    config.label_noise.kind = "sym"
+    config.evaluation.nearest = 1
+    return config
+
+
+def measure(run: Run, rules: Sequence[str], rounds: int, peak: float) -> list[dict[str, Any]]:
+    """Returns the record of each rule for one run, timed in turn."""
     steps = {}
-    for rule in RULES:
-        method = "dsm" if rule == "own" else "tdsm"
-        if rule != "own":
-            config.mixture.rule = rule
-        run = Run(FrozenConfigDict(config), pathlib.Path(_WORKDIR.value).absolute())
-        steps[rule] = TimedStep(*run.score_step(method))
-    for _ in range(_ROUNDS.value):
+    for rule in rules:
+        if rule == "all" and run.num_classes > MOST_SLOTS:
+            continue
+        steps[rule] = TimedStep(run.score_step(rule if rule == "dsm" else f"tdsm_{rule}"))
+    for _ in range(rounds):
         for step in steps.values():
             step.take()
-    records = [step.record(rule, steps["own"], config.score.batch_size) for rule, step in steps.items()]
-    print(f"{jax.devices()[0].device_kind} x {jax.device_count()}, {pipeline.versions()}")
-    print(
-        f"{'rule':<10} {'ms/step':>8} {'quartiles':>15} {'ratio':>6} {'images/s':>9} {'compile s':>9} {'capacity':>8}"
-    )
-    for r in records:
-        quartiles = f"{r['quartile_1']:.1f}..{r['quartile_3']:.1f}"
-        print(
-            f"{r['rule']:<10} {r['milliseconds']:>8.1f} {quartiles:>15} {r['ratio']:>6.2f} "
-            f"{r['images_per_second']:>9.0f} {r['compile_seconds']:>9.1f} {r['capacity'] or '-':>8}"
-        )
-    if _JSON.value:
-        files.write_json(_JSON.value, records)
+    batch_size = run.config.score.batch_size
+    shape = run.train_set.images.shape[1:]
+    fixed = {"classes": run.num_classes, "batch_size": batch_size, "image_shape": list(shape), "rounds": rounds}
+    fixed |= {"dtype": run.config.network.dtype, "channels": run.config.network.channels}
+    about = {"device": jax.devices()[0].device_kind, "devices": jax.device_count(), "versions": pipeline.versions()}
+    return [
+        {"rule": rule} | fixed | step.record(steps["dsm"], batch_size, peak) | about for rule, step in steps.items()
+    ]
 
 
 class TimedStep:
     """A training step with its state and the seconds its calls took."""
 
-    def __init__(self, step, state, batches, key, objective):
-        self._step, self._state, self._batches, self._key = step, state, batches, key
-        self.capacity = objective.capacity
+    def __init__(self, score: ScoreStep):
+        self._given, self._batches, self._key, self._state = score.step.given, score.batches, score.key, score.state
+        self.capacity = score.objective.capacity
+        start = time.perf_counter()
+        self._compiled = score.step.lower(score.state, score.batches(0), score.key).compile()
+        self.compile_seconds = time.perf_counter() - start
         self.seconds: list[float] = []
-        self.take()  # compiles
-        self.compile_seconds = self.seconds.pop()
         self.take()  # warms up
         self.seconds.clear()
 
     def take(self) -> None:
         """Takes one step and waits for it."""
         start = time.perf_counter()
-        self._state, _ = self._step(self._state, self._batches(len(self.seconds)), self._key)
+        batch = self._batches(len(self.seconds))
+        self._state, _ = self._compiled(self._state, batch, self._key, self._given)
         jax.block_until_ready(self._state)
         self.seconds.append(time.perf_counter() - start)
 
-    def record(self, rule: str, dsm: "TimedStep", batch_size: int) -> dict:
+    def record(self, dsm: "TimedStep", batch_size: int, peak: float) -> dict[str, Any]:
         """Returns the figures of this rule, with the ratio of medians to DSM."""
         low, median, high = np.percentile(self.seconds, [25, 50, 75])
+        flops = self._compiled.cost_analysis()["flops"]
+        memory = self._compiled.memory_analysis()
+        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         return {
-            "rule": "dsm" if rule == "own" else rule,
+            "ratio": median / float(np.median(dsm.seconds)),
             "milliseconds": 1e3 * median,
             "quartile_1": 1e3 * low,
             "quartile_3": 1e3 * high,
-            "ratio": median / float(np.median(dsm.seconds)),
             "images_per_second": batch_size / median,
             "compile_seconds": self.compile_seconds,
             "capacity": self.capacity,
+            "flops": flops,
+            "utilisation": flops / median / peak,
+            "peak_bytes": held + memory.temp_size_in_bytes,
         }
 
 
+def matmul_flops(repeats: int = 5) -> float:
+    """Returns the best rate, in FLOP/s, of a float32 matrix product under the precision in force."""
+    x = jnp.ones((MATMUL_SIZE, MATMUL_SIZE), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    best = math.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * MATMUL_SIZE**3 / best
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Returns the records as a Markdown table."""
+    heads = ("classes", "rule", "ratio to DSM", "ms/step, median (quartiles)", "images/s", "GFLOP", "utilisation")
+    heads += ("peak memory, MB", "compile, s", "slots packed")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for r in records:
+        time_cell = f"{r['milliseconds']:.1f} ({r['quartile_1']:.1f}..{r['quartile_3']:.1f})"
+        cells = [r["classes"], r["rule"], f"{r['ratio']:.2f}", time_cell, f"{r['images_per_second']:.0f}"]
+        cells += [f"{r['flops'] / 1e9:.1f}", f"{r['utilisation']:.0%}", f"{r['peak_bytes'] / 1e6:.0f}"]
+        cells += [f"{r['compile_seconds']:.1f}", r["capacity"] or ""]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def plot(records: Sequence[dict[str, Any]]) -> str:
+    """Returns the chart, as SVG, of the cost of a step against the number of classes."""
+    rules = dict.fromkeys(r["rule"] for r in records)
+    series = {
+        rule: tuple(np.array([(r["classes"], r["ratio"]) for r in records if r["rule"] == rule]).T) for rule in rules
+    }
+    return charts.line_chart(series, x_label="classes (log scale)", y_label="time of a step over DSM's", log_x=True)
+
+
 if __name__ == "__main__":
-    try:
-        app.run(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    parser = new_parser(__doc__)
+    parser.add_argument("--config", default="configs/digits.py", help="network, batch and rate (%(default)s)")
+    parser.add_argument("--classes", default="10,100,1000", help="joined by commas (%(default)s)")
+    parser.add_argument("--rules", default=",".join(RULES), help=f"(%(default)s); all only up to K={MOST_SLOTS}")
+    parser.add_argument("--workdir", help="a finished run, instead of made-up images")
+    parser.add_argument("--image_size", type=int, default=8, help="of the made-up images (%(default)s)")
+    parser.add_argument("--channels", type=int, default=1, help="of the made-up images (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=20, help="timed steps of each rule (%(default)s)")
+    parser.add_argument("--out", default="runs/benchmark_step", help="folder of the classifiers (%(default)s)")
+    parser.add_argument("--json", help="where to write the records")
+    parser.add_argument("--plot", help="where to draw cost against classes, as SVG")
+    run_command(parser, main)
