@@ -13,6 +13,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     parse_arguments(arguments)
     return ml_collections.ConfigDict(
         {
+            "task": "generation",  # the main job; robust_losses: the benchmark of classification losses
             "seed": 0,  # label noise, networks, batches, samples: everything random derives from it
             "methods": ("dsm", "tdsm", "clean"),  # dsm, tdsm, s_weighted: noisy labels; clean: the ceiling; init
             "relabel": "argmax",  # the labels of methods relabel*: the likeliest; soft: drawn once from each posterior
@@ -153,6 +154,34 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "decay_images": (),  # from these on, the learning rate is multiplied by
                 "decay_factors": (),  # these, not cumulatively
                 "nearest": 5,  # k of density and coverage
+            },
+            "robust_losses": {  # the task of that name: classifiers of clean images on noisy labels
+                "losses": (
+                    *("ce", "fl", "gce", "sce", "mae", "rce"),  # of labels/losses.py, or elr; the first one is in
+                    *("nce", "nfl", "nce+rce", "nfl+rce", "nce+mae"),  # every chart, five others beside it
+                ),
+                "active_weight": 1.0,  # a and b of the sums a active + b passive
+                "passive_weight": 1.0,
+                "networks": ("cnn", "resnet18"),  # or resnet34
+                "cnn_widths": (8, 16),
+                "resnet_width": 8,  # of the first stage, which the others double
+                "noises": (  # kind:rate, the kinds that label_noise.kind draws
+                    *("sym:0", "sym:0.2", "sym:0.4", "sym:0.6", "sym:0.8"),
+                    *("asym:0.1", "asym:0.2", "asym:0.3", "asym:0.4"),
+                ),
+                "seeds": (0, 1, 2),  # of label noise, validation images, initial weights and batches
+                "validation_share": 0.1,  # of the noisy training images, held out to choose the best step by accuracy
+                "steps": 300,
+                "batch_size": 64,
+                "learning_rate": 3e-3,
+                "ramp_images": 640,
+                "ema_half_life": 5000,
+                "ema_ramp": 0.0,  # 0: the parameters themselves are measured, no average
+                "weight_decay": 0.0,
+                "clip_norm": 0.0,  # 0: off
+                "decay_images": (),  # from these on, the learning rate is multiplied by
+                "decay_factors": (),  # these, not cumulatively
+                "evaluate_every": 25,  # how often the validation images are looked at
             },
             "logging": {"log_every": 50, "save_every": 200},  # steps
         }

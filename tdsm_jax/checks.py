@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from tdsm_jax import config as configuration
 from tdsm_jax.diffusion.process import EDM, Process
 from tdsm_jax.errors import UserError
-from tdsm_jax.labels import transition
+from tdsm_jax.labels import corruption, transition
 from tdsm_jax.networks.resnet import BLOCKS
 from tdsm_jax.run import Run
 from tdsm_jax.training import model_file, parallel
@@ -12,6 +13,30 @@ from tdsm_jax.training import model_file, parallel
 
 def check(run: Run) -> None:
     """Raises `UserError` for what can be known to fail before anything is built."""
+    if run.config.task == "robust_losses":
+        check_robust_losses(run)
+    else:
+        check_generation(run)
+
+
+def check_robust_losses(run: Run) -> None:
+    """Raises `UserError` where the benchmark of robust losses does not go with its data."""
+    r, data = run.config.robust_losses, run.train_set
+    parallel.check_divisible("robust_losses.batch_size", r.batch_size)
+    if "cnn" in r.networks and min(data.images.shape[1:3]) < 4:
+        raise UserError("the network cnn halves the image twice: 4x4 pixels at least")
+    if not 0 < round(r.validation_share * len(data.labels)) < len(data.labels):
+        raise UserError(
+            f"config key robust_losses.validation_share={r.validation_share} of {len(data.labels)} images leaves none "
+            "to validate or none to train on"
+        )
+    for kind, rate in map(configuration.parse_noise, r.noises):
+        if kind in corruption.CLASS_CONDITIONAL:
+            corruption.transition_matrix(kind, run.num_classes, rate, run.config.label_noise.table)
+
+
+def check_generation(run: Run) -> None:
+    """Raises `UserError` where the main job does not go with its data or the files it names."""
     if run.config.init_from:
         check_initial(run)
     if run.config.classifier.init_from:

@@ -34,6 +34,7 @@ METHODS = (
     "init",
 )
 MATRICES = ("known", "file", "volmin", *ESTIMATORS)  # where S comes from
+TASKS = ("generation", "robust_losses")
 
 
 def base_config(config_file: str) -> ml_collections.ConfigDict:
@@ -99,6 +100,20 @@ def check_overrides(specification: str, keys: list[str]) -> None:
             raise UserError(f"unknown config key {key!r}{did_you_mean(key, valid)}")
 
 
+def parse_noise(text: str) -> tuple[str, float]:
+    """Turns "sym:0.4" into ("sym", 0.4); the kinds are those that label files are drawn with."""
+    kind, _, rate = text.partition(":")
+    if kind not in DRAWN:
+        raise UserError(f"label noise {text!r}: unknown kind {kind!r}{did_you_mean(kind, DRAWN)}")
+    try:
+        number = float(rate)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise UserError(f"label noise {text!r} must be a kind and a rate in [0, 1], such as sym:0.4")
+    return kind, number
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Returns {dotted key: value} of a nested config or dictionary."""
     flat = {}
@@ -127,7 +142,7 @@ def as_published(config: ml_collections.ConfigDict) -> None:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises `UserError` for the first key whose value cannot work."""
-    for check in (_check_choices, _check_numbers, _check_widths, _check_combinations):
+    for check in (_check_choices, _check_numbers, _check_widths, _check_combinations, _check_robust_losses):
         check(config)
 
 
@@ -197,12 +212,27 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         raise UserError("config key logging.save_every must be a multiple of logging.log_every")
 
 
+def _check_robust_losses(config: ml_collections.ConfigDict) -> None:
+    r = config.robust_losses
+    for name in ("losses", "networks", "noises", "seeds"):
+        if not r[name] or len(set(r[name])) != len(r[name]):
+            raise UserError(f"config key robust_losses.{name}: name each once, at least one, got {r[name]}")
+    for noise in r.noises:
+        parse_noise(noise)
+    whole = all(type(entry) is int for entry in (*r.seeds, *r.cnn_widths))
+    if not whole or len(r.cnn_widths) != 2:
+        raise UserError("config keys robust_losses.seeds, cnn_widths must hold whole numbers, cnn_widths two")
+
+
 # EM cannot start from itself.
 _STARTS = tuple(name for name, one in ESTIMATORS.items() if "clean_posterior" not in one.needs)
 _READ_NOISE = ("matrix", "file", "human")  # kinds of label noise that a file holds
 _CHOICES = {
+    "task": TASKS,
     "methods": METHODS,
     "relabel": CORRECTIONS,
+    "robust_losses.losses": ("elr", *LOSSES),
+    "robust_losses.networks": ("cnn", *BLOCKS),
     "label_noise.kind": (*DRAWN, *_READ_NOISE),
     "transition.estimator": MATRICES,
     "transition.start": _STARTS,
@@ -219,9 +249,10 @@ _CHOICES = {
     "network.dtype": ("float32", "bfloat16"),
 }
 _INFINITY = float("inf")
-_FRACTIONS = ("rate", "dropout", "label_dropout", "tau", "test_fraction", "ema_ramp", "augment")
+_FRACTIONS = ("rate", "dropout", "label_dropout", "tau", "test_fraction", "ema_ramp", "augment", "validation_share")
 _MAY_BE_ZERO = (
     "seed",
+    "seeds",
     "split_seed",
     "residual_slots",
     "ramp_images",

@@ -21,7 +21,7 @@ from tdsm_jax.errors import UserError, did_you_mean
 
 STAGES = (
     "labels", "noisy_classifier", "estimate", "classifier", "transition", "posterior",
-    "score", "sample", "judge", "measure", "report",
+    "score", "sample", "judge", "measure", "fit", "report",
 )  # fmt: skip
 
 
@@ -214,9 +214,10 @@ def versions() -> dict[str, str]:
 def describe(planned: list[Planned], todo: list[Planned]) -> str:
     """Returns the plan as lines: what is done, what would run, and in which files the result stands."""
     names = {p.unit.name for p in todo}
+    width = max([18, *(len(p.unit.name) for p in planned)])
     lines = []
     for p in planned:
         state = "done" if p.done else "run" if p.unit.name in names else "not asked for"
         changed = f"  (config changed: {p.changed[0]})" if p.changed else ""
-        lines.append(f"  {p.unit.name:<18} {state:<14} {', '.join(p.unit.makes)}{changed}")
+        lines.append(f"  {p.unit.name:<{width}} {state:<14} {', '.join(p.unit.makes)}{changed}")
     return "\n".join(lines)

@@ -1,11 +1,13 @@
 """Which units a config asks for: what each reads, needs and makes."""
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
-from tdsm_jax import files, label_stages, model_stages, results
+from tdsm_jax import files, label_stages, model_stages, results, robust_losses
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.pipeline import Unit
@@ -28,6 +30,8 @@ def reads_posterior(method: str) -> bool:
 
 def units(run: Run) -> list[Unit]:
     """Returns the units of a run, in order."""
+    if run.config.task == "robust_losses":
+        return _robust_losses_units(run)
     models = [unit for method in run.config.methods for unit in _model_units(run, method)]
     return [*_label_units(run), *models, *_result_units(run)]
 
@@ -125,6 +129,20 @@ def _result_units(run: Run) -> list[Unit]:
     ]
 
 
+def _robust_losses_units(run: Run) -> list[Unit]:
+    r = run.config.robust_losses
+    lists = ("networks", "noises", "seeds", "cnn_widths", "resnet_width")  # of which a fit concerns one
+    shared = tuple(f"robust_losses.{key}" for key in r if key not in lists)
+    fits = []
+    for network, noise, seed in itertools.product(r.networks, r.noises, r.seeds):
+        width = f"robust_losses.{'cnn_widths' if network == 'cnn' else 'resnet_width'}"
+        fit = robust_losses.Fit(network, noise, seed)
+        reads = ("seed", "data", "label_noise.table", width, *shared)
+        fits.append(_unit(run, f"fit/{fit.name}", robust_losses.fit, reads, (), (fit.file,), fit))
+    made = ("metrics.json", "table.md", "report.html")
+    return [*fits, _unit(run, "report", robust_losses.write_report, (), tuple(unit.name for unit in fits), made)]
+
+
 def _unit(
     run: Run,
     name: str,
@@ -132,9 +150,9 @@ def _unit(
     reads: tuple[str, ...],
     needs: tuple[str, ...],
     makes: tuple[str, ...],
-    *method: str,
+    *arguments: Any,
     inputs: Mapping[str, str] = MappingProxyType({}),
 ) -> Unit:
     if "data" in reads:  # the training images: also what class imbalance leaves of them
         reads, inputs = (*reads, "label_noise.imbalance"), {**inputs, **run.data_inputs}
-    return Unit(name, reads, needs, makes, functools.partial(work, run, *method), inputs)
+    return Unit(name, reads, needs, makes, functools.partial(work, run, *arguments), inputs)

@@ -110,6 +110,63 @@ def test_the_best_held_out_step_is_kept():
     assert best.held_out_nll <= nll_best + 1e-6  # after its temperature
 
 
+def test_one_training_gives_the_last_and_the_most_accurate_parameters():
+    """Few images, half of them wrongly labelled: what is right is learnt first, the rest is memorised later."""
+    images, labels = bars()
+    y_tilde = corrupt(labels[1::2], symmetric(3, 0.5), seed=1)
+    held_out = Labelled(images[::2], labels[::2])
+    settings = FitSettings(NETWORK, FAST, loop.Schedule(200, 10, 10, 10), None, stopping_by="accuracy")
+    state, seen, log_S = classifiers.train(
+        Labelled(images[1::2], y_tilde),
+        stream_key(0, "fit"),
+        label="fit",
+        settings=settings,
+        S=np.eye(3),
+        mesh=parallel.data_mesh(),
+        seed=0,
+        held_out=held_out,
+    )
+    best, last = (
+        np.mean(np.asarray(seen.logits(p)).argmax(axis=1) != held_out.labels)
+        for p in (state.best_params, state.train.ema_params)
+    )
+    assert best == pytest.approx(float(state.best_loss)) and best < last - 0.1
+    assert state.train.step == 200
+
+
+def test_accuracy_and_likelihood_can_disagree():
+    y_tilde, log_S = jnp.array([0, 1, 2]), jnp.log(jnp.asarray(symmetric(3, 0.3), jnp.float32))
+    sure = 9.0 * jnp.array([[1.0, 0, 0], [0, 1, 0], [1, 0, 0]])  # two right
+    shy = 0.1 * jnp.array([[1.0, 0, 0], [1, 0, 0], [1, 0, 0]])  # one right, without much ado
+    plain = jnp.log(jnp.eye(3))
+    assert classifiers.held_out_nll(shy, y_tilde, plain) < classifiers.held_out_nll(sure, y_tilde, plain)
+    assert classifiers.held_out_error(sure, y_tilde, plain) == pytest.approx(1 / 3)
+    assert classifiers.held_out_error(shy, y_tilde, log_S) == pytest.approx(2 / 3)
+    swap = jnp.log(jnp.asarray([[0.2, 0.8, 0], [0.8, 0.2, 0], [0, 0, 1.0]]))  # noise that turns the likeliest label
+    assert classifiers.held_out_error(sure, y_tilde, swap) == 1
+
+
+def test_the_first_of_equally_good_steps_is_kept():
+    state = fit_step.FitState(initial_state({"w": jnp.zeros(())}, FAST), {"w": jnp.float32(-1)}, jnp.float32(jnp.inf))
+    for w, loss in enumerate((0.5, 0.3, 0.3, 0.4)):
+        now = dataclasses.replace(state.train, ema_params={"w": jnp.float32(w)})
+        state, shown = classifiers.keep_best("error", lambda p, loss=loss: jnp.float32(loss), state._replace(train=now))
+        assert shown == {"error": pytest.approx(loss)}
+    assert state.best_params["w"] == 1 and state.best_loss == pytest.approx(0.3)
+
+
+def test_fits_of_equal_settings_share_what_was_compiled(monkeypatch):
+    traces, original = [], fit_step.example_losses
+    monkeypatch.setattr(fit_step, "example_losses", lambda *rest: traces.append(rest[0].loss) or original(*rest))
+    classifiers.compiled_step.cache_clear()
+    fit(corrupt(bars()[1], symmetric(3, 0.2), seed=0), S=symmetric(3, 0.2), steps=2)
+    count = len(traces)
+    fit(corrupt(bars()[1], symmetric(3, 0.4), seed=1), S=symmetric(3, 0.4), steps=2)
+    assert len(traces) == count > 0
+    fit(bars()[1], S=np.eye(3), steps=2, loss="gce")
+    assert len(traces) > count
+
+
 def test_calibration_is_switched_by_the_settings():
     """Over-confident logits, by more at low noise; of clean images there is one temperature at most."""
     rng = np.random.default_rng(0)
@@ -254,6 +311,7 @@ def test_losses_that_distort_weights_are_warned_of(monkeypatch):
         ({"co_teaching": True}, "give it a forget rate above 0"),
         (SELECTION | {"co_teaching": True, "loss": "elr"}, "use another loss than elr"),
         ({"calibration": "own"}, "unknown calibration 'own'"),
+        ({"stopping_by": "acuracy"}, "unknown measure 'acuracy' to stop by; did you mean 'accuracy'"),
     ],
 )
 def test_bad_settings_are_refused(changed, message):

@@ -13,9 +13,9 @@ import argparse
 import pathlib
 from typing import NamedTuple
 
+from tdsm_jax import config as configuration
 from tdsm_jax.benchmark.cells import measures, read_seeds, run_cell, with_arguments
 from tdsm_jax.command import new_parser, run_command
-from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation.statistics import recovery
 from tdsm_jax.evaluation.table import COLUMNS, spread
 
@@ -38,7 +38,7 @@ class Cell(NamedTuple):
 def main(arguments: argparse.Namespace) -> None:
     """Runs the cells that are not finished, then prints the tables."""
     out = pathlib.Path(arguments.out)
-    noises = [parse_noise(text) for text in arguments.noise.split(",")]
+    noises = [configuration.parse_noise(text) for text in arguments.noise.split(",")]
     methods = tuple(arguments.methods.split(","))
     seeds = read_seeds(arguments.seeds)
     if not arguments.table_only:
@@ -46,15 +46,6 @@ def main(arguments: argparse.Namespace) -> None:
             for noise in (None, *noises):
                 run(arguments, Cell(noise, seed), out, methods)
     print("\n\n".join(table(out, noise, methods, seeds) for noise in noises))
-
-
-def parse_noise(text: str) -> tuple[str, float]:
-    """Turns "sym:0.4" into ("sym", 0.4)."""
-    kind, _, rate = text.partition(":")
-    try:
-        return kind, float(rate)
-    except ValueError:
-        raise UserError(f"--noise={text} must be kinds and rates such as sym:0.4,asym:0.4") from None
 
 
 def run(arguments: argparse.Namespace, cell: Cell, out: pathlib.Path, methods: tuple[str, ...]) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from tdsm_jax import files
+from tdsm_jax.evaluation import page
 from tdsm_jax.evaluation import report_sections as sections
-from tdsm_jax.evaluation import svg
-from tdsm_jax.evaluation.report_style import STYLE
 from tdsm_jax.evaluation.report_words import (
     METRICS,
     NOISE,
@@ -66,16 +65,8 @@ def render(report: Report) -> str:
     """Returns the whole page; parts the run does not have are named, not invented."""
     parts = _parts(report)
     present = {name: body for name, body in parts.items() if body}
-    links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in present)
-    body = "".join(f'<section id="{_anchor(name)}"><h2>{name}</h2>{body}</section>' for name, body in present.items())
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(report.title)}</title><style>{svg.THEME}{STYLE}</style></head><body><main>"
-        f"{_headline(report, [name for name in parts if name not in present])}<nav>{links}</nav>{body}"
-        "</main></body></html>\n"
-    )
+    missing = [name for name in parts if name not in present]
+    return page.page(report.title, _headline(report, missing), present)
 
 
 def _parts(report: Report) -> dict[str, str]:
@@ -95,15 +86,10 @@ def _parts(report: Report) -> dict[str, str]:
     }
 
 
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
-
-
 def _headline(report: Report, missing: Sequence[str]) -> str:
     words = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in WORDS.items())
     return (
-        f'<header><p class="over">tdsm_jax report</p><h1>{escape(report.title)}</h1>'
-        f'<p class="lead">{escape(_summary(report))}</p></header>{_big_numbers(report)}'
+        f"{page.header(report.title, _summary(report))}{_big_numbers(report)}"
         f'<p class="note">{escape(_what_is_missing(report.methods, missing))}</p>'
         f"<details><summary>The words on this page</summary><dl>{words}</dl></details>"
     )
