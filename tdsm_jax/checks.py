@@ -42,7 +42,8 @@ def check_generation(run: Run) -> None:
     if run.config.classifier.init_from:
         run.given_classifier()
     for section in ("classifier", "score", "sampling", "evaluation"):
-        parallel.check_divisible(f"{section}.batch_size", run.config[section].batch_size)
+        parts = run.config.score.parts if section == "score" else 1
+        parallel.check_divisible(f"{section}.batch_size", run.config[section].batch_size, parts)
     height, width = run.train_set.images.shape[1:3]
     c = run.config.classifier
     for name, levels in (

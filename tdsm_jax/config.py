@@ -18,7 +18,7 @@ from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.labels.losses import LOSSES
 from tdsm_jax.labels.weights import WEIGHTS
 from tdsm_jax.networks.resnet import BLOCKS
-from tdsm_jax.networks.unet import STYLES
+from tdsm_jax.networks.unet import ATTENTIONS, STYLES
 from tdsm_jax.training.calibration import CRITERIA
 
 TDSM_RULES = tuple(rule for rule in RULES if rule not in ("own", "prior"))
@@ -245,6 +245,7 @@ _CHOICES = {
     "mixture.weights": tuple(WEIGHTS),
     "mixture.dropped_label": ("null", "class0"),
     "network.style": tuple(STYLES),
+    "network.attention": ATTENTIONS,
     "process.kind": tuple(PROCESSES),
     "network.dtype": ("float32", "bfloat16"),
 }
@@ -266,6 +267,7 @@ _MAY_BE_ZERO = (
     "forget_ramp_images",
     "guidance",
     "logit_noise",
+    "steps_a_call",
 )
 _ANY = ("P_mean",)
 

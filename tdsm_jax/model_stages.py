@@ -28,7 +28,7 @@ def train_score(run: Run, method: str) -> None:
         begin.state,
         begin.batches,
         begin.key,
-        schedule=run.schedule(run.config.score.steps),
+        schedule=run.score_schedule,
         mesh=run.mesh,
         directory=run.workdir / "score" / method,
     )

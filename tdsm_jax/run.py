@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ from tdsm_jax.training.fit_step import Network
 from tdsm_jax.training.model_file import Model
 from tdsm_jax.training.state import Optimisation, TrainState, initial_state, stream_key
 
+# On CPU convolutions inside a loop are twice as slow; elsewhere a call's overhead is shared.
+MOST_STEPS_A_CALL = 8
 PROBE_BATCHES = 16  # batches whose weights choose the packed capacity
 
 
@@ -257,6 +260,8 @@ class Run:
             n.style,
             augment_dim,
             jnp.dtype(n.dtype),
+            n.attention,
+            n.remat,
         )
 
     def labelled_batch(self, index: np.ndarray, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -314,9 +319,9 @@ class Run:
             capacity = score.measure_capacity(self.weigher, self.process, objective, given, probes, probe_key)
             objective = dataclasses.replace(objective, capacity=capacity)
         optimise = optimisation(config)
-        step = score.make_step(self.network, self.process, objective, optimise, self.weigher)
+        step = score.make_step(self.network, self.process, objective, optimise, self.weigher, config.parts)
         return ScoreStep(
-            parallel.data_parallel(step, self.mesh, given),
+            parallel.data_parallel(step, self.mesh, given, self.score_schedule.steps_a_call),
             parallel.replicate(initial_state(self.initial_params(), optimise), self.mesh),
             batches,
             stream_key(seed, "score"),
@@ -341,6 +346,16 @@ class Run:
     def judge(self) -> Classifier:
         e = self.config.evaluation
         return Classifier(self.num_classes, e.widths, e.hidden, e.dropout)
+
+    @property
+    def score_schedule(self) -> loop.Schedule:
+        """The schedule of score networks: on accelerators several steps a call, unless the config says how many."""
+        config, whole = self.config.score, self.schedule(self.config.score.steps)
+        if config.steps_a_call:
+            return dataclasses.replace(whole, steps_a_call=config.steps_a_call)
+        most = 1 if jax.default_backend() == "cpu" else MOST_STEPS_A_CALL
+        common = math.gcd(whole.steps, whole.log_every, whole.save_every)
+        return dataclasses.replace(whole, steps_a_call=max(n for n in range(1, most + 1) if common % n == 0))
 
     def schedule(self, steps: int, evaluate_every: int = 0) -> loop.Schedule:
         logs = self.config.logging

@@ -110,3 +110,26 @@ def test_bad_schedules_are_refused():
         loop.Schedule(10, log_every=3, save_every=4)
     with pytest.raises(UserError, match="at least 1"):
         loop.Schedule(0, log_every=1, save_every=1)
+
+
+def test_several_steps_a_call_end_where_single_steps_do(tmp_path):
+    """Also in the log, and where single steps began the run."""
+
+    def go(name, steps, steps_a_call):
+        step = parallel.data_parallel(lambda s, b, k, _: quadratic(s, b, k), parallel.data_mesh(), None, steps_a_call)
+        return run(tmp_path / name, steps, step, schedule={"steps_a_call": steps_a_call})
+
+    straight = go("straight", 12, 1)
+    go("mixed", 6, 1)
+    mixed = go("mixed", 12, 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), mixed, straight)
+    logs = [read_metrics(tmp_path / name) for name in ("mixed", "straight")]
+    assert [record["step"] for record in logs[0]] == [3, 6, 9, 12]
+    for a, b in zip(*logs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_steps_a_call_divide_everything_that_is_counted_in_steps():
+    with pytest.raises(UserError, match="steps_a_call=3 must divide"):
+        loop.Schedule(12, log_every=6, save_every=6, evaluate_every=4, steps_a_call=3)
+    loop.Schedule(12, log_every=6, save_every=6, evaluate_every=3, steps_a_call=3)

@@ -211,3 +211,11 @@ def test_adm_draws_weights_and_biases_as_pytorch_does():
     bound = 1 / np.sqrt(9 * 16)
     for leaf in (drawn["kernel"], drawn["bias"]):
         assert np.abs(leaf).max() <= bound and np.abs(leaf).max() > 0.8 * bound
+
+
+def test_attention_may_be_asked_for_by_name():
+    x, c_noise, label = inputs()
+    params = random_params(TINY, x, c_noise, label)
+    expected = jax.jit(TINY.apply)(params, x, c_noise, label)
+    named = TINY.clone(attention="xla")
+    np.testing.assert_allclose(jax.jit(named.apply)(params, x, c_noise, label), expected, rtol=1e-5, atol=1e-6)

@@ -62,6 +62,7 @@ def prepared(arguments: argparse.Namespace) -> Iterator[Run]:
     """Yields a run with classifiers for each number of classes, or the finished one of --workdir."""
     path, _, given = with_arguments(arguments.config, "methods=dsm").partition(":")
     config = configuration.load_module(pathlib.Path(path)).get_config(given)
+    config.score.steps_a_call = 1
     if arguments.workdir:
         if not (pathlib.Path(arguments.workdir) / "weight_table.npz").is_file():
             raise UserError(

@@ -70,12 +70,16 @@ STYLES = {
 }
 
 
+ATTENTIONS = ("auto", "xla", "cudnn")
+
+
 class SelfAttention(nn.Module):
     """Self-attention over pixels with a residual connection. Shapes: [B,H,W,C] -> [B,H,W,C]."""
 
     style: Style
     heads: int
     dtype: jnp.dtype
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -86,7 +90,8 @@ class SelfAttention(nn.Module):
         qkv = Conv(3 * C, init_scale=style.attention_scale, **conv, name="qkv")(normed)
         # Channels come interleaved as (head, c, q/k/v), the layout of EDM's weights.
         q, k, v = jnp.moveaxis(qkv.reshape(B, H * W, heads, C // heads, 3), -1, 0)
-        attended = jax.nn.dot_product_attention(q, k, v).reshape(B, H, W, C)
+        implementation = None if self.attention == "auto" else self.attention
+        attended = jax.nn.dot_product_attention(q, k, v, implementation=implementation).reshape(B, H, W, C)
         return (x + Conv(C, init_scale=style.last_scale, **conv, name="proj")(attended)) * style.skip_scale
 
 
@@ -100,10 +105,11 @@ class Block(nn.Module):
     style: Style
     up: bool = False
     down: bool = False
-    attention: bool = False
+    attend: bool = False
     dropout_rate: float = 0.0
     layer: int = 0
     dtype: jnp.dtype = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
@@ -128,14 +134,18 @@ class Block(nn.Module):
             x = resample(x, self.up, self.down, style.taps)
         x = (x + branch) * style.skip_scale
         heads = C // style.channels_per_head if style.channels_per_head else 1  # too narrow for a head: no attention
-        return SelfAttention(style, heads, self.dtype, name="attention")(x) if self.attention and heads else x
+        if not self.attend or not heads:
+            return x
+        return SelfAttention(style, heads, self.dtype, self.attention, name="attention")(x)
 
 
 class UNet(nn.Module):
     """The raw network F(x, c_noise, label, augment_label); `diffusion.process` makes a denoiser of it.
 
     Module names spell place and resolution (`enc_8x8_block0`) as in EDM's state dicts. `augment_dim` is the length
-    of the augmentation label, 0 for a network that takes none.
+    of the augmentation label, 0 for a network that takes none. `attention` is the implementation of
+    `jax.nn.dot_product_attention` (of `ATTENTIONS`); `remat` computes the blocks' activations a second time in the
+    backward pass instead of keeping them. Neither changes what the network computes.
     """
 
     num_classes: int
@@ -147,6 +157,8 @@ class UNet(nn.Module):
     style: str = "ddpmpp"
     augment_dim: int = 0
     dtype: jnp.dtype = jnp.float32
+    attention: str = "auto"
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -165,7 +177,9 @@ class UNet(nn.Module):
             nonlocal layer
             layer += 1
             common = {"dropout_rate": self.dropout_rate, "layer": layer, "dtype": self.dtype, "name": name}
-            return Block(features, style, **kind, **common)(x, embedding, dropout_keys)
+            kind_of_block = nn.remat(Block) if self.remat else Block
+            made = kind_of_block(features, style, **kind, **common, attention=self.attention)
+            return made(x, embedding, dropout_keys)
 
         conv = {"init_kind": style.init, "dtype": self.dtype}
         image, resolution = x, x.shape[1]
@@ -185,19 +199,19 @@ class UNet(nn.Module):
                     x = residual = (x + residual) * style.skip_scale
             skips.append(x)
             for index in range(self.blocks):
-                x = block(f"enc_{size}_block{index}", x, self.channels * multiplier, attention=attend)
+                x = block(f"enc_{size}_block{index}", x, self.channels * multiplier, attend=attend)
                 skips.append(x)
 
         for size, attend, features in reversed(levels):
             if size == levels[-1][0]:
-                x = block(f"dec_{size}_in0", x, x.shape[-1], attention=True)
+                x = block(f"dec_{size}_in0", x, x.shape[-1], attend=True)
                 x = block(f"dec_{size}_in1", x, x.shape[-1])
             else:
                 x = block(f"dec_{size}_up", x, x.shape[-1], up=True)
             for index in range(self.blocks + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
                 chosen = style.attend_everywhere or index == self.blocks
-                x = block(f"dec_{size}_block{index}", x, features, attention=attend and chosen)
+                x = block(f"dec_{size}_block{index}", x, features, attend=attend and chosen)
 
         x = nn.silu(group_norm(x.shape[-1], style.norm_eps, self.dtype, "out_norm")(x))
         x = Conv(image.shape[-1], init_scale=style.last_scale, **conv, name="out_conv")(x)

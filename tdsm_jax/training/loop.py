@@ -1,6 +1,7 @@
 """The training loop, of classifiers and score networks alike: resume, step, log, evaluate, save."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -23,19 +24,24 @@ class Diverged(UserError):
 class Schedule:
     """How long a run is and how often it logs, evaluates and saves, in steps; 0 means never.
 
-    Saving falls on logging steps, so that a resumed run logs what an uninterrupted one would.
+    Saving falls on logging steps, so that a resumed run logs what an uninterrupted one would. The step function
+    takes `steps_a_call` steps at a time, of which all these numbers are multiples.
     """
 
     steps: int
     log_every: int
     save_every: int
     evaluate_every: int = 0
+    steps_a_call: int = 1
 
     def __post_init__(self):
         if min(self.steps, self.log_every, self.save_every) < 1:
             raise UserError(f"steps, log_every and save_every must be at least 1, got {self}")
         if self.save_every % self.log_every:
             raise UserError(f"save_every={self.save_every} must be a multiple of log_every={self.log_every}")
+        whole = math.gcd(self.steps, self.log_every, self.save_every, self.evaluate_every)
+        if self.steps_a_call < 1 or whole % self.steps_a_call:
+            raise UserError(f"steps_a_call={self.steps_a_call} must divide steps, log_every and the like: {self}")
 
 
 def run(
@@ -66,23 +72,32 @@ def run(
     def record(step: int) -> dict[str, float]:
         """Averages the pending metrics into one log record; stops at the first non-finite loss."""
         fetched = jax.device_get(pending)
-        for offset, metrics in enumerate(fetched, start=step - len(fetched) + 1):
-            if not np.isfinite(metrics["loss"]):
-                raise Diverged(
-                    f"{label}: the loss is {metrics['loss']} at step {offset}; lower the learning rate or set "
-                    "clip_norm, in another --workdir or with --overwrite"
-                )
+        values = {name: np.concatenate([np.atleast_1d(metrics[name]) for metrics in fetched]) for name in fetched[0]}
+        bad = np.flatnonzero(~np.isfinite(values["loss"]))
+        if len(bad):
+            raise Diverged(
+                f"{label}: the loss is {values['loss'][bad[0]]} at step {step - len(values['loss']) + 1 + bad[0]}; "
+                "lower the learning rate or set clip_norm, in another --workdir or with --overwrite"
+            )
         pending.clear()
-        means = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}
+        means = {name: float(np.mean(column)) for name, column in values.items()}
         if log:
             log.write(step, means)
         return means
 
-    batch_size = len(next(iter(batches(0).values())))
+    def batch_of(step: int) -> dict[str, jax.Array]:
+        """Puts the batches of a call that ends at `step` on the devices."""
+        if per_call == 1:
+            return parallel.split(batches(step - 1), mesh)
+        several = [batches(number) for number in range(step - per_call, step)]
+        stacked = {name: np.stack([batch[name] for batch in several]) for name in several[0]}
+        return parallel.split(stacked, mesh, per_call)
+
+    per_call, batch_size = schedule.steps_a_call, len(next(iter(batches(0).values())))
     try:
         with Progress(label, schedule.steps, batch_size, initial_step=start) as progress:
-            for step in range(start + 1, schedule.steps + 1):
-                state, metrics = step_fn(state, parallel.split(batches(step - 1), mesh), key)
+            for step in range(start + per_call, schedule.steps + 1, per_call):
+                state, metrics = step_fn(state, batch_of(step), key)
                 pending.append(metrics)
                 last = step == schedule.steps
                 shown = record(step) if step % schedule.log_every == 0 or last else {}
@@ -93,7 +108,7 @@ def run(
                         log.write(step, measured)
                 if checkpoints and (last or step % schedule.save_every == 0):
                     checkpoints.save(step, state)
-                progress.update(**shown)
+                progress.update(per_call, **shown)
     finally:
         if checkpoints:
             checkpoints.wait()

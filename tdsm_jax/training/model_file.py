@@ -157,7 +157,9 @@ def check_params(params: Params, shapes: Params, source: str) -> None:
 
 
 def _network_fields() -> list[str]:
-    return [field.name for field in dataclasses.fields(UNet) if field.name not in ("parent", "name")]
+    """What a network computes; how it does so is for the program that runs it to choose."""
+    left_out = ("parent", "name", "attention", "remat")
+    return [field.name for field in dataclasses.fields(UNet) if field.name not in left_out]
 
 
 def _is_count(value: Any) -> bool:

@@ -17,7 +17,7 @@ from tdsm_jax.labels.weights import WEIGHTS, WeightTable
 from tdsm_jax.networks.unet import UNet
 from tdsm_jax.training.cross_fit import CrossFitted, Weigher, cross_fitted_logits
 from tdsm_jax.training.parallel import AXIS
-from tdsm_jax.training.state import Optimisation, TrainState, example_keys, normal_like, update
+from tdsm_jax.training.state import Optimisation, TrainState, accumulated, example_keys, normal_like, update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +65,17 @@ def make_step(
     objective: Objective,
     optimisation: Optimisation,
     weigher: Weigher,
+    parts: int = 1,
 ) -> Callable[[TrainState, dict, jax.Array, Given], tuple[TrainState, dict]]:
     """Returns the per-device step(state, batch, key, given) -> (state, metrics), pure and not yet jitted.
 
+    A device takes its share of the batch in `parts` equal parts, to need less memory for the same numbers.
     batch: x0 [B,H,W,C] in [-1,1], label int [B] (as given), fold int [B] (the classifier that never saw the
     example), position int [B] (in the global batch), image_posterior [B,K] (p(y | x0, y_tilde), of clean images)
     where labels are drawn.
     """
 
-    def step(state: TrainState, batch: dict, key: jax.Array, given: Given | None) -> tuple[TrainState, dict]:
+    def gradient_of(state: TrainState, key: jax.Array, given: Given | None, batch: dict) -> tuple[Any, dict]:
         keys = step_keys(key, state.step, batch["position"])
         noised = make_noised(process, objective, batch["x0"], keys)
         dropped = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(keys[:, 2])
@@ -94,8 +96,12 @@ def make_step(
             return loss.mean(), metrics
 
         (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        overflow = jax.lax.psum(metrics.pop("overflow").astype(jnp.float32), AXIS)  # slots, over all devices
-        gradient, metrics = jax.lax.pmean((gradient, metrics | {"loss": loss}), AXIS)
+        return gradient, metrics | {"loss": loss}
+
+    def step(state: TrainState, batch: dict, key: jax.Array, given: Given | None) -> tuple[TrainState, dict]:
+        gradient, metrics = accumulated(functools.partial(gradient_of, state, key, given), batch, parts)
+        overflow = parts * jax.lax.psum(metrics.pop("overflow"), AXIS)  # slots, over all parts and devices
+        gradient, metrics = jax.lax.pmean((gradient, metrics), AXIS)
         return update(state, gradient, optimisation), metrics | {"overflow": overflow}
 
     return step
@@ -108,7 +114,7 @@ def mixture_loss(
     if objective.rule == "sampled":
         x0, x_t, sigma, augment_label = noised
         loss = sampled_score_matching(process, denoise, frozen, x0, x_t, sigma, slots, augment_label)
-        return loss, {"kept_mass": slots.weights.sum(axis=1).mean(), "overflow": jnp.zeros((), jnp.int32)}
+        return loss, {"kept_mass": slots.weights.sum(axis=1).mean(), "overflow": jnp.zeros(())}
     loss, mixed = score_matching(
         process,
         denoise,
@@ -120,7 +126,7 @@ def mixture_loss(
         objective.capacity,
         noised.augment_label,
     )
-    return loss, {"kept_mass": mixed.kept_mass, "overflow": mixed.overflow}
+    return loss, {"kept_mass": mixed.kept_mass, "overflow": mixed.overflow.astype(jnp.float32)}
 
 
 def step_keys(key: jax.Array, step: jax.Array, position: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -85,6 +86,20 @@ def update(state: TrainState, gradient: Params, optimisation: Optimisation) -> T
     decay = optimisation.ema_decay(state.step)
     ema_params = jax.tree.map(lambda average, new: new + decay * (average - new), state.ema_params, params)
     return TrainState(state.step + 1, params, ema_params, opt_state)
+
+
+def accumulated(gradient_of: Callable[[dict], tuple[Params, dict]], batch: dict, parts: int) -> tuple[Params, dict]:
+    """Returns gradient and metrics of a batch taken in equal parts, one after the other: their means.
+
+    `gradient_of`(rows of the batch) returns the means of its rows, whose memory is all that is needed at a time.
+    """
+    if parts == 1:
+        return gradient_of(batch)
+    split = jax.tree.map(lambda rows: rows.reshape(parts, -1, *rows.shape[1:]), batch)
+    shapes = jax.eval_shape(gradient_of, jax.tree.map(lambda rows: rows[0], split))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, gradient_of(part)), None), nothing, split)
+    return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
 def trained(tree: Params) -> Params:
