@@ -145,7 +145,7 @@ assert all(leaf.sharding == wanted.sharding for leaf, wanted in zip(*map(jax.tre
 assert state.params["dense"]["kernel"].addressable_shards[3].data.shape == (30, 5)
 test.assert_same(state, test.make_state(2))
 """
-    run_child(script, two_steps, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    run_child(script, two_steps, XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8")
 
 
 # Saving overlaps with training, in the right order.

@@ -277,7 +277,7 @@ def test_augmentation_has_a_key_for_each_example():
 
 EIGHT_DEVICES = """
 import os, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 sys.path.insert(0, sys.argv[2])
 from tdsm_jax import runtime
 runtime.configure(sys.argv[1])

@@ -121,7 +121,7 @@ def test_members_differ_and_share_a_temperature(tmp_path):
 
 EIGHT_DEVICES = """
 import dataclasses, os, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 from tdsm_jax import runtime
 runtime.configure(sys.argv[1])
 import jax, jax.numpy as jnp, numpy as np
