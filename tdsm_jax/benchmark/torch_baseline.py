@@ -289,6 +289,7 @@ def main(folder: pathlib.Path) -> None:
     baseline = Baseline(folder)
     torch.set_num_threads(baseline.settings["threads"])
     torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.recompile_limit = 32  # the loop has batches of many sizes
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # no silent return to eager
     for line in sys.stdin:
         request = json.loads(line)
