@@ -38,6 +38,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "tensorboard": ["tensorboardX>=2.6"],  # scalar logs without TensorFlow
+        "torch": ["torch>=2.6"],  # the other side of benchmark.torch
         "test": ["pytest>=8", "hypothesis>=6.100", "tensorboardX>=2.6"],
     },
 )
