@@ -98,8 +98,12 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "attention_resolutions": (),
                 "dropout": 0.0,
                 "dtype": "float32",  # of the network's arithmetic; parameters stay float32
-                "attention": "auto",  # implementation of jax.nn.dot_product_attention: auto, xla, cudnn
-                "remat": False,  # compute activations twice instead of keeping them: less memory, a third more work
+            },
+            "compute": {  # how score networks are computed: the same comes out, so a run may change it and go on
+                "attention": "auto",  # implementation of jax.nn.dot_product_attention: auto, xla, cudnn (bfloat16, GPU)
+                "remat": False,  # activations twice instead of keeping them: less memory, a third more work
+                "parts": 1,  # equal parts that a device takes its share of a training batch in: less memory
+                "steps_a_call": 0,  # training steps a call of the device; 0: 1 on CPU, up to 8 elsewhere
             },
             "process": {  # of the score network; classifiers see edm's. vp and ve read none of the numbers
                 "kind": "edm",  # edm, vp, ve
@@ -121,8 +125,6 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
             "score": {
                 "label_dropout": 0.1,  # share of examples that train the null label
                 "augment": 0.0,  # probability of each augmentation, told to the network; 0.12 is EDM's
-                "parts": 1,  # equal parts that a device takes its batch in: less memory, the same gradient
-                "steps_a_call": 0,  # training steps a call of the device; 0: 1 on CPU, up to 8 elsewhere
                 "steps": 1200,
                 "batch_size": 128,
                 "learning_rate": 1e-3,

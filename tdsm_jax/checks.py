@@ -1,5 +1,6 @@
 """What can be known to fail before anything is built: the config against its data and the files it names."""
 
+import jax
 import numpy as np
 
 from tdsm_jax import config as configuration
@@ -42,8 +43,14 @@ def check_generation(run: Run) -> None:
     if run.config.classifier.init_from:
         run.given_classifier()
     for section in ("classifier", "score", "sampling", "evaluation"):
-        parts = run.config.score.parts if section == "score" else 1
+        parts = run.config.compute.parts if section == "score" else 1
         parallel.check_divisible(f"{section}.batch_size", run.config[section].batch_size, parts)
+    run.score_schedule  # noqa: B018  a schedule that cannot be raises
+    on_gpu = jax.default_backend() == "gpu" and run.config.network.dtype == "bfloat16"
+    if run.config.compute.attention == "cudnn" and not on_gpu:
+        raise UserError(
+            "config key compute.attention=cudnn needs a GPU and network.dtype=bfloat16; auto fits everywhere"
+        )
     height, width = run.train_set.images.shape[1:3]
     c = run.config.classifier
     for name, levels in (

@@ -114,6 +114,14 @@ def parse_noise(text: str) -> tuple[str, float]:
     return kind, number
 
 
+def reads_noisy_posterior(config: Any) -> bool:
+    """Says whether the estimator of S that a config names reads classifiers of the noisy labels."""
+    t = config.transition
+    needs = ESTIMATORS[t.estimator].needs if t.estimator in ESTIMATORS else ()
+    learnt = {"noisy_posterior", "clean_posterior", *(("features",) if t.features == "network" else ())}
+    return not learnt.isdisjoint(needs)
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Returns {dotted key: value} of a nested config or dictionary."""
     flat = {}
@@ -190,6 +198,11 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         raise UserError("config key label_noise.path: instance-dependent labels of a file have the kind 'file'")
     if config.transition.estimator == "file" and not config.transition.path:
         raise UserError("config key transition.estimator=file needs transition.path, the matrix S[clean, noisy]")
+    if reads_noisy_posterior(config) and config.classifier.folds == 1:
+        raise UserError(
+            f"config key transition.estimator={config.transition.estimator} reads posteriors of images that their "
+            "classifier has not seen: set classifier.folds above 1"
+        )
     if "init" in config.methods and not config.init_from:
         raise UserError("config key methods: init samples the model that config key init_from names; give both")
     c = config.classifier
@@ -203,7 +216,8 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
     floor = "tdsm_floor" in config.methods or (by_default and config.mixture.rule == "floor")
     if floor and not config.score.label_dropout:
         raise UserError("config key mixture.rule=floor needs score.label_dropout > 0: it trains the null label")
-    null_trained = config.score.label_dropout and config.mixture.dropped_label == "null"
+    mixed = any(method.startswith(("tdsm", "relabel_tdsm", "s_weighted")) for method in config.methods)
+    null_trained = config.score.label_dropout and (config.mixture.dropped_label == "null" or not mixed)
     if config.sampling.guidance != 1 and not null_trained and set(config.methods) != {"init"}:
         raise UserError(
             "config key sampling.guidance reads the null label: set score.label_dropout > 0, mixture.dropped_label=null"
@@ -245,7 +259,7 @@ _CHOICES = {
     "mixture.weights": tuple(WEIGHTS),
     "mixture.dropped_label": ("null", "class0"),
     "network.style": tuple(STYLES),
-    "network.attention": ATTENTIONS,
+    "compute.attention": ATTENTIONS,
     "process.kind": tuple(PROCESSES),
     "network.dtype": ("float32", "bfloat16"),
 }

@@ -18,7 +18,7 @@ from tdsm_jax.data.sources import to_float
 from tdsm_jax.diffusion.objectives import add_noise
 from tdsm_jax.labels import transition
 from tdsm_jax.labels.em import em_posterior
-from tdsm_jax.labels.estimators import estimate
+from tdsm_jax.labels.estimators import ESTIMATORS, estimate
 from tdsm_jax.labels.evidence import Evidence, clean_subset
 from tdsm_jax.labels.losses import forward_corrected
 from tdsm_jax.labels.stress import calibration_error, share_of
@@ -84,13 +84,14 @@ def evidence(run: Run) -> Evidence:
         clean_index=subset,
         clean_labels=y[subset],
     )
-    path = run.workdir / "noisy_posterior.npz"
-    if not path.exists():
+    if not run.reads_noisy_posterior:
         return known
-    arrays = files.read_arrays(path)
+    arrays = files.read_arrays(run.workdir / "noisy_posterior.npz")
     known = dataclasses.replace(known, noisy_posterior=arrays["p"])
     if config.features == "network":
         known = dataclasses.replace(known, features=arrays["features"])
+    if "clean_posterior" not in ESTIMATORS[config.estimator].needs:
+        return known
     start = estimate(config.start, known)
     return dataclasses.replace(known, clean_posterior=em_posterior(arrays["p"], start.S, start.prior))
 

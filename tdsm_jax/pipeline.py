@@ -132,7 +132,8 @@ def check_unchanged(todo: list[Planned], workdir: pathlib.Path) -> None:
                         f"{workdir / made} is not the work of this program; "
                         "use another --workdir, or --overwrite to replace it"
                     )
-        if p.changed and p.unit.stage != "report":  # a page is made again at no cost
+        of_other_units = all(line.startswith("unit ") for line in p.changed)
+        if p.changed and not (p.unit.stage == "report" and of_other_units):  # a page is made again at no cost
             keys = [line for line in p.changed if not line.startswith("unit ")] or list(p.changed)
             more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
             raise UserError(

@@ -13,6 +13,7 @@ from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.pipeline import Unit
 from tdsm_jax.run import Run
 
+_EDM = tuple(f"process.{key}" for key in ("P_mean", "P_std", "sigma_data", "sigma_min"))  # what classifiers see
 _ESTIMATE_READS = tuple(
     f"transition.{key}" for key in ("estimator", "condition_limit", "clean_per_class", "features", "start")
 )
@@ -36,33 +37,19 @@ def units(run: Run) -> list[Unit]:
     return [*_label_units(run), *models, *_result_units(run)]
 
 
-def needs_estimate(run: Run) -> bool:
-    """Says whether S is estimated from the noisy labels before any classifier of clean ones is fitted."""
-    return run.config.transition.estimator in ESTIMATORS
-
-
-def needs_noisy_posterior(run: Run) -> bool:
-    """Says whether that estimate reads classifiers of the noisy labels."""
-    t = run.config.transition
-    needs = set(ESTIMATORS[t.estimator].needs) if needs_estimate(run) else set()
-    return not needs.isdisjoint({"noisy_posterior", "clean_posterior"}) or (
-        "features" in needs and t.features == "network"
-    )
-
-
 def _label_units(run: Run) -> list[Unit]:
-    labels = ("seed", "data", "label_noise")
+    labels = ("seed", "data", "label_noise", "sampling.grid_rows", "sampling.grid_columns")
     units = [
         _unit(
             run, "labels", label_stages.make_labels, labels, (), ("labels.json", "labels.png"), inputs=run.label_inputs
         )
     ]
-    if needs_noisy_posterior(run):
+    if run.reads_noisy_posterior:
         makes = ("noisy_classifier", "noisy_posterior.npz")
         reads = ("classifier", "stress.share")
         units.append(_unit(run, "noisy_classifier", label_stages.fit_noisy_classifier, reads, ("labels",), makes))
-    if needs_estimate(run):
-        needs = ("noisy_classifier",) if needs_noisy_posterior(run) else ("labels",)
+    if run.config.transition.estimator in ESTIMATORS:
+        needs = ("noisy_classifier",) if run.reads_noisy_posterior else ("labels",)
         units.append(
             _unit(run, "estimate", label_stages.estimate_transition, _ESTIMATE_READS, needs, ("estimate.json",))
         )
@@ -71,7 +58,7 @@ def _label_units(run: Run) -> list[Unit]:
 
 def _weight_units(run: Run, needed: str) -> list[Unit]:
     """The classifiers, and what they and S make of each other."""
-    fits = ("process.P_mean", "process.P_std", "process.sigma_data", "classifier", "transition.estimator")
+    fits = (*_EDM, "classifier", "transition.estimator")
     learns = ("transition.volume_weight", "transition.rate", "transition.freeze_images", "stress.share")
     names = (name for f in range(run.config.classifier.folds) for name in run.classifier_files(f))
     makes, given = ("classifier", *names), {**_given(run.config.classifier.init_from), **run.matrix_inputs}
@@ -125,7 +112,7 @@ def _result_units(run: Run) -> list[Unit]:
     return [
         _unit(run, "judge", results.fit_judge, reads, (), ("judge", "judge/judge.npz")),
         *measures,
-        _unit(run, "report", results.write_report, (), everything, ("metrics.json", "report.html")),
+        _unit(run, "report", results.write_report, ("task",), everything, ("metrics.json", "report.html")),
     ]
 
 
@@ -140,7 +127,7 @@ def _robust_losses_units(run: Run) -> list[Unit]:
         reads = ("seed", "data", "label_noise.table", width, *shared)
         fits.append(_unit(run, f"fit/{fit.name}", robust_losses.fit, reads, (), (fit.file,), fit))
     made = ("metrics.json", "table.md", "report.html")
-    return [*fits, _unit(run, "report", robust_losses.write_report, (), tuple(unit.name for unit in fits), made)]
+    return [*fits, _unit(run, "report", robust_losses.write_report, ("task",), tuple(unit.name for unit in fits), made)]
 
 
 def _unit(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tdsm_jax import config as configuration
 from tdsm_jax import files
 from tdsm_jax.data import human_labels, label_files, noise_files, sources
 from tdsm_jax.data.augment import LABEL_SIZE
@@ -154,6 +155,11 @@ class Run:
             return noise_files.read_matrix(config.path, self.num_classes)
         return None if config.estimator == "volmin" else np.array(files.read_json(self.workdir / "estimate.json")["S"])
 
+    @property
+    def reads_noisy_posterior(self) -> bool:
+        """Whether S is estimated from classifiers of the noisy labels."""
+        return configuration.reads_noisy_posterior(self.config)
+
     def read_labels(self) -> np.ndarray:
         """Returns the noisy labels [N] that config.label_noise.path holds."""
         data, path, column = self.config.data, self.config.label_noise.path, self.config.label_noise.column
@@ -260,8 +266,8 @@ class Run:
             n.style,
             augment_dim,
             jnp.dtype(n.dtype),
-            n.attention,
-            n.remat,
+            self.config.compute.attention,
+            self.config.compute.remat,
         )
 
     def labelled_batch(self, index: np.ndarray, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -277,7 +283,9 @@ class Run:
 
     def model(self, method: str) -> Model:
         """Returns the model that a method trained, or that `init` samples as it is."""
-        return self.initial if method == "init" else model_file.read(self.workdir / "score" / method / "ema.npz")
+        path = self.workdir / "score" / method / "ema.npz"
+        model = self.initial if method == "init" else model_file.read(path)
+        return model._replace(network=model.network.clone(attention=self.config.compute.attention))
 
     def objective(self, method: str) -> score.Objective:
         """Returns what `method` trains: plans that differ, everything else the same."""
@@ -319,7 +327,7 @@ class Run:
             capacity = score.measure_capacity(self.weigher, self.process, objective, given, probes, probe_key)
             objective = dataclasses.replace(objective, capacity=capacity)
         optimise = optimisation(config)
-        step = score.make_step(self.network, self.process, objective, optimise, self.weigher, config.parts)
+        step = score.make_step(self.network, self.process, objective, optimise, self.weigher, self.config.compute.parts)
         return ScoreStep(
             parallel.data_parallel(step, self.mesh, given, self.score_schedule.steps_a_call),
             parallel.replicate(initial_state(self.initial_params(), optimise), self.mesh),
@@ -350,9 +358,9 @@ class Run:
     @property
     def score_schedule(self) -> loop.Schedule:
         """The schedule of score networks: on accelerators several steps a call, unless the config says how many."""
-        config, whole = self.config.score, self.schedule(self.config.score.steps)
-        if config.steps_a_call:
-            return dataclasses.replace(whole, steps_a_call=config.steps_a_call)
+        chosen, whole = self.config.compute.steps_a_call, self.schedule(self.config.score.steps)
+        if chosen:
+            return dataclasses.replace(whole, steps_a_call=chosen)
         most = 1 if jax.default_backend() == "cpu" else MOST_STEPS_A_CALL
         common = math.gcd(whole.steps, whole.log_every, whole.save_every)
         return dataclasses.replace(whole, steps_a_call=max(n for n in range(1, most + 1) if common % n == 0))

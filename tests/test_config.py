@@ -103,6 +103,7 @@ def test_bad_arguments(arguments, said):
         ("transition.estimator", "em_calibrate", "did you mean 'em_calibrated'?"),
         ("transition.estimator", "file", "needs transition.path"),
         ("transition.start", "em", "is not a choice"),
+        ("compute.attention", "cuda", "did you mean"),
         ("network.style", "ddpm", "did you mean 'ddpmpp'?"),
     ],
 )
@@ -161,3 +162,16 @@ def test_flatten_and_resolve_keep_everything():
     config = ml_collections.FrozenConfigDict({"a": 1, "b": {"c": (1, 2), "d": {"e": "x"}}})
     assert configuration.flatten(config) == {"a": 1, "b.c": (1, 2), "b.d.e": "x"}
     assert configuration.resolved(config) == {"a": 1, "b": {"c": [1, 2], "d": {"e": "x"}}}
+
+
+def test_an_estimate_from_posteriors_needs_images_that_a_classifier_has_not_seen():
+    config = digits("transition=em_calibrated")
+    configuration.validate(config)
+    config.classifier.folds = 1
+    with pytest.raises(UserError, match="set classifier.folds above 1"):
+        configuration.validate(config)
+    config.transition.estimator = "hoc"  # reads pixels
+    configuration.validate(config)
+    config.transition.features = "network"
+    with pytest.raises(UserError, match="set classifier.folds above 1"):
+        configuration.validate(config)

@@ -133,3 +133,19 @@ def test_steps_a_call_divide_everything_that_is_counted_in_steps():
     with pytest.raises(UserError, match="steps_a_call=3 must divide"):
         loop.Schedule(12, log_every=6, save_every=6, evaluate_every=4, steps_a_call=3)
     loop.Schedule(12, log_every=6, save_every=6, evaluate_every=3, steps_a_call=3)
+
+
+def test_a_call_of_several_steps_does_not_go_on_from_between_two_calls(tmp_path):
+    run(tmp_path, 9)
+    step = parallel.data_parallel(lambda s, b, k, _: quadratic(s, b, k), parallel.data_mesh(), None, 2)
+    with pytest.raises(UserError, match="goes on from step 9, of which steps_a_call=2 is no divisor"):
+        loop.run(
+            "toy",
+            step,
+            initial_state({"w": jnp.zeros(3)}, PLAIN),
+            batches,
+            stream_key(0, "toy"),
+            schedule=loop.Schedule(12, log_every=2, save_every=4, steps_a_call=2),
+            mesh=parallel.data_mesh(),
+            directory=tmp_path,
+        )

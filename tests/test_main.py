@@ -206,6 +206,16 @@ def test_dry_run_prints_config_and_plan_and_writes_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_how_it_is_computed_may_change_and_the_task_may_not(finished):
+    keys = ("--config.compute.parts=2", "--config.compute.remat=True", "--config.compute.steps_a_call=1")
+    done = call(f"--workdir={finished}", *keys, "--dry_run")
+    assert done.returncode == 0 and "of another config" not in done.stdout
+    assert all("done" in line for line in done.stdout.splitlines() if line.startswith("  score/"))
+    before = (finished / "report.html").read_bytes()
+    done = call(f"--workdir={finished}", "--stages=report", config="configs/robust_losses.py:smoke")
+    assert done.returncode == 2 and (finished / "report.html").read_bytes() == before
+
+
 def test_class_imbalance_concerns_every_unit_that_sees_training_images(finished):
     """Also those that read no noisy label: the clean ceiling and the judge."""
     done = call(f"--workdir={finished}", "--config.label_noise.imbalance=0.5", "--dry_run")

@@ -21,7 +21,7 @@ from tdsm_jax.evaluation.table import COLUMNS, spread
 
 NOISES = "sym:0.2,sym:0.4,sym:0.6,sym:0.8,asym:0.4,pair:0.4,instance:0.4"
 METHODS = "dsm,s_weighted,posterior,relabel,relabel_tdsm,tdsm_floor,tdsm_threshold,tdsm_all,tdsm_sampled"
-STAGES = "labels,classifier,transition,posterior,score,sample,judge,measure"
+STAGES = "labels,noisy_classifier,estimate,classifier,transition,posterior,score,sample,judge,measure"
 
 
 class Cell(NamedTuple):

@@ -62,7 +62,8 @@ def prepared(arguments: argparse.Namespace) -> Iterator[Run]:
     """Yields a run with classifiers for each number of classes, or the finished one of --workdir."""
     path, _, given = with_arguments(arguments.config, "methods=dsm").partition(":")
     config = configuration.load_module(pathlib.Path(path)).get_config(given)
-    config.score.steps_a_call = 1
+    config.compute.steps_a_call = 1
+    config.transition.estimator = "known"
     if arguments.workdir:
         if not (pathlib.Path(arguments.workdir) / "weight_table.npz").is_file():
             raise UserError(
@@ -70,9 +71,10 @@ def prepared(arguments: argparse.Namespace) -> Iterator[Run]:
             )
         yield Run(FrozenConfigDict(config), pathlib.Path(arguments.workdir).absolute())
         return
-    for K in arguments.classes.split(","):
-        if not K.isdigit() or int(K) < 2:
-            raise UserError(f"--classes={arguments.classes} must be numbers of at least 2, joined by commas")
+    counts = arguments.classes.split(",")
+    if not all(K.isdigit() and int(K) >= 2 for K in counts):
+        raise UserError(f"--classes={arguments.classes} must be numbers of at least 2, joined by commas")
+    for K in counts:
         changed = with_classes(config, int(K), arguments.image_size, arguments.channels)
         yield carry_out(changed, pathlib.Path(arguments.out) / f"classes{K}", ("labels", "classifier", "transition"))
 

@@ -57,6 +57,8 @@ def like_for_like(config: ConfigDict, dtype: str, batch_size: int | None) -> Non
     config.network.dtype = dtype
     config.score.update(augment=0.0, clip_norm=0.0, weight_decay=0.0, decay_images=(), decay_factors=())
     config.score.batch_size = batch_size or config.score.batch_size
+    config.compute.update(parts=1, steps_a_call=1)
+    config.transition.estimator = "known"
     config.mixture.update(weights="bayes", dropped_label="null", own_gradient=True)
     if config.classifier.network != "stages":
         config.classifier.update(network="stages", widths=(32, 64))

@@ -66,6 +66,10 @@ def run(
     checkpoints = Checkpoints(directory / "checkpoints") if directory else None
     restored = checkpoints.restore(state) if checkpoints else None
     start, state = restored or (0, state)
+    if start % schedule.steps_a_call:
+        raise UserError(
+            f"{label} goes on from step {start}, of which steps_a_call={schedule.steps_a_call} is no divisor"
+        )
     log = MetricLog(directory, resume_step=start) if directory else None
     pending: list[dict] = []  # metrics of the steps since the last record, still on the devices
 
@@ -101,7 +105,7 @@ def run(
                 pending.append(metrics)
                 last = step == schedule.steps
                 shown = record(step) if step % schedule.log_every == 0 or last else {}
-                if evaluate and (last or step % schedule.evaluate_every == 0):
+                if evaluate and (last or (schedule.evaluate_every and step % schedule.evaluate_every == 0)):
                     state, measured = evaluate(state)
                     shown |= measured
                     if log:
