@@ -1,4 +1,4 @@
-"""The main job on scikit-learn's 1,797 handwritten digits (8x8): no download, about ten minutes on two cores.
+"""The main job on scikit-learn's 1,797 handwritten digits (8x8): no download, about a quarter of an hour on two cores.
 
 python -m tdsm_jax.main --config=configs/digits.py --workdir=runs/digits
 python -m tdsm_jax.main --config=configs/digits.py:noise=asym,rate=0.3,transition=volmin --workdir=runs/asym

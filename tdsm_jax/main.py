@@ -5,7 +5,7 @@ One command does the whole job and may be interrupted: the same command goes on 
   python -m tdsm_jax.main --config=configs/digits.py --workdir=runs/digits
   python -m tdsm_jax.main --config=configs/digits.py:noise=asym,rate=0.3,seed=1 --workdir=runs/asym
   python -m tdsm_jax.main --config=configs/digits.py --workdir=runs/digits --dry_run
-  python -m tdsm_jax.main --config=configs/digits.py:smoke --workdir=runs/smoke   (about a minute)
+  python -m tdsm_jax.main --config=configs/digits.py:smoke --workdir=runs/smoke   (about 90 seconds)
   python -m tdsm_jax.main --stages=sample --config.init_from=MODEL/ema.npz --workdir=runs/samples
 
 Any key of configs/base.py can be set: --config.score.steps=2000. Results stand in WORKDIR/report.html and
