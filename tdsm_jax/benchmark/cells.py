@@ -42,9 +42,12 @@ def carry_out(config: ConfigDict, folder: pathlib.Path, stages: Sequence[str]) -
     configuration.validate(config)
     frozen, folder = FrozenConfigDict(config), folder.absolute()
     run = Run(frozen, folder)
-    todo = pipeline.select(pipeline.plan(plan.units(run), frozen, folder), tuple(stages))
+    planned = pipeline.plan(plan.units(run), frozen, folder)
+    todo = pipeline.select(planned, tuple(stages))
     checks.check(run)
+    pipeline.check_undamaged(planned, folder)
     pipeline.check_unchanged(todo, folder)
+    files.sweep_partials(folder)
     pipeline.execute(todo, folder)
     return run
 

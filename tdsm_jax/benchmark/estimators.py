@@ -20,7 +20,7 @@ from tdsm_jax import config as configuration
 from tdsm_jax import label_stages, runtime
 from tdsm_jax.benchmark.cells import carry_out, read_seeds, with_arguments
 from tdsm_jax.command import new_parser, run_command
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation.table import spread
 from tdsm_jax.labels.em import em_posterior
 from tdsm_jax.labels.estimators import ESTIMATORS, estimate, weight_error
@@ -29,6 +29,7 @@ from tdsm_jax.labels.transition import check_invertible, relative_l1
 from tdsm_jax.run import Run
 
 NOISES = "sym:0.2,sym:0.4,sym:0.6,asym:0.4,pair:0.4,sym:0.4:0.1"
+KNOWN = (*ESTIMATORS, "volmin")
 READS_ALL = "em"  # the estimator whose run fits all that the others read
 
 
@@ -43,6 +44,9 @@ def main(arguments: argparse.Namespace) -> None:
     """Fits what is not fitted yet, then prints both tables."""
     runtime.configure(compilation_cache=str(pathlib.Path(arguments.out) / "compiled"))
     names = arguments.estimators.split(",")
+    for name in names:
+        if name not in KNOWN:
+            raise UserError(f"--estimators: unknown estimator {name!r}{did_you_mean(name, KNOWN)}")
     noises = {text: parse_noise(text) for text in arguments.noise.split(",")}
     seeds = read_seeds(arguments.seeds)
     found = {
@@ -125,7 +129,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", required=True, help="folder of the cells")
     parser.add_argument("--config", default="configs/digits.py", help="config of the cells (%(default)s)")
     parser.add_argument("--noise", default=NOISES, help="kind:rate or kind:rate:imbalance (%(default)s)")
-    parser.add_argument("--estimators", default=",".join([*ESTIMATORS, "volmin"]), help="(%(default)s)")
+    parser.add_argument("--estimators", default=",".join(KNOWN), help="(%(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="joined by commas (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="every stage cut to seconds")
     run_command(parser, main)
