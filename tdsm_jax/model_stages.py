@@ -1,7 +1,7 @@
 """The stages that make models and samples: each reads artifacts of a run and writes its own."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from tdsm_jax.run import Run
 from tdsm_jax.training import loop, model_file, parallel
 from tdsm_jax.training.logs import Progress
 from tdsm_jax.training.model_file import Model
-from tdsm_jax.training.state import stream_key
+from tdsm_jax.training.state import Params, stream_key
 
 
 def train_score(run: Run, method: str) -> None:
@@ -36,6 +36,17 @@ def train_score(run: Run, method: str) -> None:
     model_file.write(run.workdir / "score" / method / "ema.npz", model)
 
 
+def jitted_denoiser(model: Model, guidance: float = 1.0) -> Callable[..., jax.Array]:
+    """Returns the jitted denoise(params, x, sigma, label) of a model's network and process, guided where asked."""
+
+    @jax.jit
+    def denoise(params: Params, x: jax.Array, sigma: jax.Array, label: jax.Array) -> jax.Array:
+        plain = make_denoiser(model.process, functools.partial(model.network.apply, params))
+        return guided(plain, guidance, null=model.network.num_classes)(x, sigma, label)
+
+    return denoise
+
+
 def sample(run: Run, method: str) -> None:
     """EMA parameters -> samples/<method>.npz (images, labels) and .png (rows = classes)"""
     config, model = run.config.sampling, run.model(method)
@@ -44,11 +55,7 @@ def sample(run: Run, method: str) -> None:
     K = max(model.network.num_classes, 1)  # a network without labels makes one row
     sigmas = sampling.edm_sigmas(config.steps, model.process.sigma_min, model.process.sigma_max, config.rho)
 
-    @jax.jit
-    def denoise(params: Any, x: jax.Array, sigma: jax.Array, label: jax.Array) -> jax.Array:
-        plain = make_denoiser(model.process, functools.partial(model.network.apply, params))
-        return guided(plain, config.guidance, null=K)(x, sigma, label)
-
+    denoise = jitted_denoiser(model, config.guidance)
     params = parallel.replicate(model.params, run.mesh)
     key = stream_key(run.config.seed, "sample")
     latents_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), model.image_shape)))

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tdsm_jax.benchmark import cells
+from tdsm_jax.benchmark import cells, label_noise
 from tdsm_jax.errors import UserError
 
 
@@ -43,3 +43,29 @@ def test_seeds_are_whole_numbers():
     assert cells.read_seeds("0,2") == [0, 2]
     with pytest.raises(UserError, match="--seeds=0,x must be whole numbers joined by commas"):
         cells.read_seeds("0,x")
+
+
+def test_a_row_of_the_noise_table_takes_the_seeds_that_its_method_has(tmp_path):
+    metrics = dict.fromkeys(("cas", "cw_fd", "cw_density", "cw_coverage"), 0.5)
+
+    def finish(noise, seed, method, fidelity):
+        folder = label_noise.Cell(noise, seed).folder(tmp_path) / "measures" / method
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"label_fidelity": fidelity}))
+
+    sym = ("sym", 0.4)
+    for seed, clean in ((0, 1.0), (1, 0.8)):
+        finish(sym, seed, "dsm", 0.5)
+        finish(None, seed, "clean", clean)
+    finish(sym, 0, "posterior", 0.9)
+    finish(sym, 2, "tdsm_all", 0.7)
+    printed = label_noise.table(tmp_path, sym, ("dsm", "posterior", "tdsm_all", "relabel"), [0, 1, 2])
+    rows = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in printed.splitlines()[4:]
+    }
+    assert rows["dsm"][:2] == ["0, 1", "0.500 ± 0.000"] and rows["dsm"][-1] == ""
+    assert rows["posterior"][:2] == ["0", "0.900"] and rows["posterior"][-1] == "0.800"
+    assert rows["tdsm_all"][0] == "2" and rows["tdsm_all"][-1] == ""  # no ceiling of its seed
+    assert rows["clean"][:2] == ["0, 1", "0.900 ± 0.141"]
+    assert "relabel" not in rows

@@ -156,7 +156,7 @@ def test_sides_take_turns_and_are_compared_with_eager():
     assert len(records[0]["seconds"]) == 6 and len(records[-1]["seconds"]) == 2
     assert sides["JAX"].asked == 2 * [("dsm", 3), ("floor", 3), ("published", 3), ("sampling", 1)]
     lines = torch_timing.table(records).splitlines()
-    assert lines[2] == "| DSM step | JAX | 100.0 | 100.0..100.0 | 80 | 2.00 | 9.9 |"
+    assert lines[2] == "| DSM step | JAX | 100.0 (100.0..100.0) | 80 | 2.00 | 9.9 |"
     assert lines[-1].endswith("published loop: 2.00 of PyTorch eager, 1.60 of PyTorch compile")
 
 

@@ -21,7 +21,7 @@ from tdsm_jax import label_stages, runtime
 from tdsm_jax.benchmark.cells import carry_out, read_seeds, with_arguments
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError, did_you_mean
-from tdsm_jax.evaluation.table import spread
+from tdsm_jax.evaluation.table import grid, spread
 from tdsm_jax.labels.em import em_posterior
 from tdsm_jax.labels.estimators import ESTIMATORS, estimate, weight_error
 from tdsm_jax.labels.evidence import Evidence
@@ -104,17 +104,17 @@ def learnt(run_stages: Callable[..., Run]) -> np.ndarray:
 
 def table(found: dict[str, list[dict[str, Errors | str]]], names: list[str], field: str) -> str:
     """Returns mean +- standard deviation (n - 1) over the seeds, a row an estimator, the reasons of stops below."""
-    lines = ["| | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+    rows: list[list[str]] = []
     reasons: dict[str, int] = {}
     for name in names:
-        row = []
+        row = [name]
         for cells in found.values():
             stops = [errors[name] for errors in cells if isinstance(errors[name], str)]
             values = [getattr(errors[name], field) for errors in cells if not isinstance(errors[name], str)]
             notes = [f"({reasons.setdefault(reason, len(reasons) + 1)})" for reason in stops]
             row.append(" ".join([*([spread(values, 3)] if values else []), *notes]))
-        lines.append(f"| {name} | " + " | ".join(row) + " |")
-    return "\n".join([*lines, *_footnotes(reasons)])
+        rows.append(row)
+    return "\n".join([grid(("", *found), rows), *_footnotes(reasons)])
 
 
 def _footnotes(reasons: dict[str, int]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from tdsm_jax import config as configuration
 from tdsm_jax.benchmark.cells import measures, read_seeds, run_cell, with_arguments
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.evaluation.statistics import recovery
-from tdsm_jax.evaluation.table import COLUMNS, spread
+from tdsm_jax.evaluation.table import HEADINGS, cells, grid, spread
 
 NOISES = "sym:0.2,sym:0.4,sym:0.6,sym:0.8,asym:0.4,pair:0.4,instance:0.4"
 METHODS = "dsm,s_weighted,posterior,relabel,relabel_tdsm,tdsm_floor,tdsm_threshold,tdsm_all,tdsm_sampled"
@@ -59,22 +59,25 @@ def run(arguments: argparse.Namespace, cell: Cell, out: pathlib.Path, methods: t
 
 
 def table(out: pathlib.Path, noise: tuple[str, float], methods: tuple[str, ...], seeds: list[int]) -> str:
-    """Returns the Markdown table of one kind of noise: mean +- standard deviation (n - 1) over its finished seeds."""
-    rows = {m: [measures(Cell(noise, seed).folder(out), m) for seed in seeds] for m in methods}
-    rows["clean"] = [measures(Cell(None, seed).folder(out), "clean") for seed in seeds]
-    finished = [i for i in range(len(seeds)) if all(rows[m][i] is not None for m in rows)]
-    heading = f"### {noise[0]} {noise[1]:.0%}, seeds {', '.join(str(seeds[i]) for i in finished) or 'none finished'}"
-    lines = [heading, "", "| | " + " | ".join(h for h, _ in COLUMNS.values()) + " | recovery of label fidelity |"]
-    lines.append("|---" * (len(COLUMNS) + 2) + "|")
-    for method in rows if finished else ():
-        cells = [spread([rows[method][i][metric] for i in finished], digits) for metric, (_, digits) in COLUMNS.items()]
-        won = ""
-        if method not in ("dsm", "clean") and "dsm" in rows:
-            fidelity = [[rows[m][i]["label_fidelity"] for m in ("dsm", method, "clean")] for i in finished]
-            shares = [recovery(*values) for values in fidelity]
-            won = "" if None in shares else spread(shares, 3)
-        lines.append(f"| {method} | " + " | ".join([*cells, won]) + " |")
-    return "\n".join(lines)
+    """Returns the Markdown table of one kind of noise: mean +- standard deviation (n - 1) over each row's seeds.
+
+    A row takes the seeds that are finished for its method; its recovery those that have DSM and the ceiling too.
+    """
+    found = {m: {s: row for s in seeds if (row := measures(Cell(noise, s).folder(out), m))} for m in methods}
+    clean = {s: row for s in seeds if (row := measures(Cell(None, s).folder(out), "clean"))}
+    lines = []
+    for method, rows in (found | {"clean": clean}).items():
+        if rows:
+            won = "" if method in ("dsm", "clean") else recovered(found.get("dsm", {}), rows, clean)
+            lines.append([method, ", ".join(map(str, rows)), *cells(list(rows.values())), won])
+    return f"### {noise[0]} {noise[1]:.0%}\n\n{grid(('', 'seeds', *HEADINGS), lines)}"
+
+
+def recovered(dsm: dict[int, dict], rows: dict[int, dict], clean: dict[int, dict]) -> str:
+    """Returns the recovery of label fidelity over the seeds that all three have, "" where it says nothing."""
+    common = [seed for seed in rows if seed in dsm and seed in clean]
+    shares = [recovery(*(of[seed]["label_fidelity"] for of in (dsm, rows, clean))) for seed in common]
+    return "" if not shares or None in shares else spread(shares, 3)
 
 
 if __name__ == "__main__":

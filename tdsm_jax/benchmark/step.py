@@ -24,12 +24,15 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from tdsm_jax import config as configuration
-from tdsm_jax import files, pipeline, runtime
+from tdsm_jax import files, runtime
 from tdsm_jax.benchmark.cells import carry_out, with_arguments
+from tdsm_jax.benchmark.timing import described, environment, seconds_of, spread_of, summary
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import charts
+from tdsm_jax.evaluation.table import grid
 from tdsm_jax.run import Run, ScoreStep
+from tdsm_jax.training.state import TrainState
 
 RULES = ("dsm", "floor", "threshold", "sampled", "all")
 MOST_SLOTS = 16  # `all` has K slots an example: beyond this many it would take the time of all others together
@@ -49,7 +52,7 @@ def main(arguments: argparse.Namespace) -> None:
     records = []
     for run in prepared(arguments):
         records += measure(run, rules, arguments.rounds, peak)
-    print(f"{jax.devices()[0].device_kind} x {jax.device_count()}, {pipeline.versions()}")
+    print(described(records[0]))
     print(f"matrix product of size {MATMUL_SIZE}, float32 as configured: {peak / 1e9:.0f} GFLOP/s\n")
     print(table(records))
     if arguments.json:
@@ -102,11 +105,8 @@ def measure(run: Run, rules: Sequence[str], rounds: int, peak: float) -> list[di
     batch_size = run.config.score.batch_size
     shape = run.train_set.images.shape[1:]
     fixed = {"classes": run.num_classes, "batch_size": batch_size, "image_shape": list(shape), "rounds": rounds}
-    fixed |= {"dtype": run.config.network.dtype, "channels": run.config.network.channels}
-    about = {"device": jax.devices()[0].device_kind, "devices": jax.device_count(), "versions": pipeline.versions()}
-    return [
-        {"rule": rule} | fixed | step.record(steps["dsm"], batch_size, peak) | about for rule, step in steps.items()
-    ]
+    fixed |= {"dtype": run.config.network.dtype, "channels": run.config.network.channels, **environment()}
+    return [{"rule": rule} | step.record(steps["dsm"], batch_size, peak) | fixed for rule, step in steps.items()]
 
 
 class TimedStep:
@@ -124,24 +124,22 @@ class TimedStep:
 
     def take(self) -> None:
         """Takes one step and waits for it."""
-        start = time.perf_counter()
+        self.seconds.append(seconds_of(self._advance))
+
+    def _advance(self) -> TrainState:
         batch = self._batches(len(self.seconds))
         self._state, _ = self._compiled(self._state, batch, self._key, self._given)
-        jax.block_until_ready(self._state)
-        self.seconds.append(time.perf_counter() - start)
+        return self._state
 
     def record(self, dsm: "TimedStep", batch_size: int, peak: float) -> dict[str, Any]:
         """Returns the figures of this rule, with the ratio of medians to DSM."""
-        low, median, high = np.percentile(self.seconds, [25, 50, 75])
+        median = float(np.median(self.seconds))
         flops = self._compiled.cost_analysis()["flops"]
         memory = self._compiled.memory_analysis()
         held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         return {
             "ratio": median / float(np.median(dsm.seconds)),
-            "milliseconds": 1e3 * median,
-            "quartile_1": 1e3 * low,
-            "quartile_3": 1e3 * high,
-            "images_per_second": batch_size / median,
+            **summary(self.seconds, batch_size),
             "compile_seconds": self.compile_seconds,
             "capacity": self.capacity,
             "flops": flops,
@@ -157,9 +155,7 @@ def matmul_flops(repeats: int = 5) -> float:
     product(x, x).block_until_ready()
     best = math.inf
     for _ in range(repeats):
-        start = time.perf_counter()
-        product(x, x).block_until_ready()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, seconds_of(lambda: product(x, x)))
     return 2 * MATMUL_SIZE**3 / best
 
 
@@ -167,14 +163,13 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     """Returns the records as a Markdown table."""
     heads = ("classes", "rule", "ratio to DSM", "ms/step, median (quartiles)", "images/s", "GFLOP", "utilisation")
     heads += ("peak memory, MB", "compile, s", "slots packed")
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = []
     for r in records:
-        time_cell = f"{r['milliseconds']:.1f} ({r['quartile_1']:.1f}..{r['quartile_3']:.1f})"
-        cells = [r["classes"], r["rule"], f"{r['ratio']:.2f}", time_cell, f"{r['images_per_second']:.0f}"]
+        cells = [r["classes"], r["rule"], f"{r['ratio']:.2f}", spread_of(r), f"{r['images_per_second']:.0f}"]
         cells += [f"{r['flops'] / 1e9:.1f}", f"{r['utilisation']:.0%}", f"{r['peak_bytes'] / 1e6:.0f}"]
         cells += [f"{r['compile_seconds']:.1f}", r["capacity"] or ""]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return grid(heads, lines)
 
 
 def plot(records: Sequence[dict[str, Any]]) -> str:

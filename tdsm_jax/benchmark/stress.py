@@ -25,7 +25,7 @@ from tdsm_jax.data import label_files
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation import charts, svg
 from tdsm_jax.evaluation.statistics import recovery
-from tdsm_jax.evaluation.table import spread
+from tdsm_jax.evaluation.table import grid, spread
 from tdsm_jax.labels.stress import perturbed
 from tdsm_jax.pipeline import STAGES
 
@@ -131,14 +131,14 @@ def table(found: dict[Setting, list[dict[str, Any]]]) -> str:
     """Returns the Markdown table: mean +- standard deviation (n - 1) over the finished seeds of each setting."""
     results = [column for method in METHODS for column in (method, f"{method} recovery")]
     headings = ["", "seeds", *QUALITY.values(), *(f"{c} fidelity" if c in METHODS else c for c in results)]
-    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    lines = []
     for setting, rows in found.items():
         cells = [KINDS[setting.kind][0] + (f" {setting.amount:g}" if setting.amount else ""), str(len(rows))]
         for column in (*QUALITY, *results):
             values = [row[column] for row in rows]
             cells.append(spread(values, 3) if values and None not in values else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return grid(headings, lines)
 
 
 def figure(found: dict[Setting, list[dict[str, Any]]]) -> str:

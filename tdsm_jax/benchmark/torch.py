@@ -22,8 +22,9 @@ from ml_collections import config_flags
 from tdsm_jax import files, runtime
 from tdsm_jax.benchmark import torch_handover
 from tdsm_jax.benchmark.cells import carry_out
+from tdsm_jax.benchmark.timing import described
 from tdsm_jax.benchmark.torch_process import TorchProcess, Variant, check_python
-from tdsm_jax.benchmark.torch_timing import COMPILED, EAGER, JAX, JaxTasks, environment, measure, table
+from tdsm_jax.benchmark.torch_timing import COMPILED, EAGER, JAX, JaxTasks, about, measure, table
 from tdsm_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "Config of network and data.")
@@ -63,10 +64,10 @@ def main(argv: list[str]) -> None:
         ours = JaxTasks(run, params, batches, probe)
         sides = {JAX: ours, EAGER: Variant(torch, "eager"), COMPILED: Variant(torch, "compile")}
         records = measure(sides, config.score.batch_size, _ROUNDS.value, _STEPS.value)
-        about = environment(run, device) | {"pytorch": torch.ask("about"), "errors": errors}
-    report = about | {"capacity": ours.capacity, "records": records}
+        figures = about(run) | {"pytorch": torch.ask("about"), "errors": errors}
+    report = figures | {"capacity": ours.capacity, "records": records}
     files.write_json(out / "torch.json", report)
-    print(f"{about['device']}, {about['versions']}, torch {about['pytorch']['torch']}, {about['dtype']}")
+    print(f"{described(figures)}, torch {figures['pytorch']['torch']}, {figures['dtype']}")
     print(table(records))
 
 

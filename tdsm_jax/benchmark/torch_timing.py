@@ -1,11 +1,6 @@
 """Both sides of the comparison with PyTorch, timed in turn, and what is told of it."""
 
 import itertools
-import os
-import pathlib
-import platform
-import subprocess
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tdsm_jax import config as configuration
-from tdsm_jax import pipeline
 from tdsm_jax.benchmark import torch_handover
+from tdsm_jax.benchmark.timing import environment, seconds_of, spread_of, summary
 from tdsm_jax.benchmark.torch_handover import METHODS
 from tdsm_jax.benchmark.torch_process import Variant
+from tdsm_jax.evaluation.table import grid
 from tdsm_jax.run import Run, optimisation
 from tdsm_jax.training import parallel
 from tdsm_jax.training.state import Params, initial_state
@@ -65,9 +61,7 @@ class JaxTasks:
         """Returns the seconds of some units of a task."""
         seconds = []
         for _ in range(units):
-            start = time.perf_counter()
-            jax.block_until_ready(self._takes[task]())
-            seconds.append(time.perf_counter() - start)
+            seconds.append(seconds_of(self._takes[task]))
         return seconds
 
 
@@ -90,14 +84,11 @@ def record(
     task: str, name: str, seconds: list[float], first: float, eager: list[float], batch_size: int
 ) -> dict[str, Any]:
     """Returns the figures of a task on one side; the ratio is of images/s to PyTorch eager."""
-    low, median, high = np.percentile(seconds, [25, 50, 75])
+    median = float(np.median(seconds))
     return {
         "task": task,
         "side": name,
-        "milliseconds": 1e3 * median,
-        "quartile_1": 1e3 * low,
-        "quartile_3": 1e3 * high,
-        "images_per_second": batch_size / median,
+        **summary(seconds, batch_size),
         "ratio": float(np.median(eager)) / median,
         "compile_seconds": max(first - median, 0.0),
         "seconds": seconds,
@@ -106,48 +97,25 @@ def record(
 
 def table(records: list[dict[str, Any]]) -> str:
     """Returns the table in Markdown, and below it our cheapest TDSM step against the published loop."""
-    lines = [
-        "| task | side | ms | quartiles | images/s | ratio to eager | compile s |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for r in records:
-        quartiles = f"{r['quartile_1']:.1f}..{r['quartile_3']:.1f}"
-        speed = f"{r['images_per_second']:.0f} | {r['ratio']:.2f} | {r['compile_seconds']:.1f}"
-        lines.append(f"| {TASKS[r['task']]} | {r['side']} | {r['milliseconds']:.1f} | {quartiles} | {speed} |")
+        speed = (f"{r['images_per_second']:.0f}", f"{r['ratio']:.2f}", f"{r['compile_seconds']:.1f}")
+        lines.append((TASKS[r["task"]], r["side"], spread_of(r), *speed))
+    headings = ("task", "side", "ms, median (quartiles)", "images/s", "ratio to eager", "compile, s")
     median = {(r["task"], r["side"]): r["milliseconds"] for r in records}
     ratios = [f"{median['published', name] / median['floor', JAX]:.2f} of {name}" for name in (EAGER, COMPILED)]
-    return "\n".join([*lines, "", f"TDSM step, JAX's floor over PyTorch's published loop: {', '.join(ratios)}"])
+    last = f"TDSM step, JAX's floor over PyTorch's published loop: {', '.join(ratios)}"
+    return f"{grid(headings, lines)}\n\n{last}"
 
 
-def environment(run: Run, device: str) -> dict[str, Any]:
-    """Returns what the figures depend on: device, driver, clocks, versions, threads, precision, networks."""
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.initial_params()))
-    return {
-        "device": jax.devices()[0].device_kind if device == "cuda" else processor(),
-        "gpu": gpu_state() if device == "cuda" else None,
-        "versions": pipeline.versions(),
-        "cores": len(os.sched_getaffinity(0)),
+def about(run: Run) -> dict[str, Any]:
+    """Returns what the figures depend on: `timing.environment`, and precision, sizes and config of the networks."""
+    return environment() | {
         "dtype": run.config.network.dtype,
-        "jax_matmul_precision": jax.config.jax_default_matmul_precision or "default",
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "batch_size": run.config.score.batch_size,
         "sampling_steps": run.config.sampling.steps,
         "image_shape": list(run.train_set.images.shape[1:]),
         "num_classes": run.num_classes,
-        "parameters": parameters,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.initial_params())),
         "config": configuration.resolved(run.config),
     }
-
-
-def processor() -> str:
-    """Returns the name of the CPU, as far as the system tells."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def gpu_state() -> str:
-    """Returns name, driver and clocks of the GPU."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit", "--format=csv"]
-    return subprocess.run(query, capture_output=True, text=True, check=True).stdout

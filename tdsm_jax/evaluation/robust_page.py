@@ -9,7 +9,7 @@ from tdsm_jax.evaluation import charts, page
 from tdsm_jax.evaluation import report_sections as sections
 from tdsm_jax.evaluation.report_words import NOISE
 from tdsm_jax.evaluation.svg import escape
-from tdsm_jax.evaluation.table import spread
+from tdsm_jax.evaluation.table import grid, spread
 
 # network -> "kind:rate" -> loss -> measure -> values of the seeds
 Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]]
@@ -58,9 +58,8 @@ def markdown(results: Results) -> str:
     parts = []
     for network, measure, noises, rows in tables(results):
         title, meaning = MEASURES[measure]
-        lines = [f"### {network}: {title.lower()}, %", "", f"{meaning[0].upper()}{meaning[1:]}.", ""]
-        lines += [f"| | {' | '.join(noises)} |", "|---" * (len(noises) + 1) + "|"]
-        parts.append("\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]))
+        heading = f"### {network}: {title.lower()}, %\n\n{meaning[0].upper()}{meaning[1:]}."
+        parts.append(f"{heading}\n\n{grid(('', *noises), rows)}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -5,6 +5,7 @@ python -m tdsm_jax.evaluation.table runs/seed0 runs/seed1 runs/seed2
 
 import pathlib
 import sys
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,6 +19,7 @@ COLUMNS = {  # metric -> (heading, digits)
     "cw_density": ("class-wise density", 2),
     "cw_coverage": ("class-wise coverage", 2),
 }
+HEADINGS = (*(heading for heading, _ in COLUMNS.values()), "recovery of label fidelity")
 
 
 def markdown(runs: list[dict]) -> str:
@@ -26,15 +28,24 @@ def markdown(runs: list[dict]) -> str:
     Only methods that every run has are listed; recovery is computed per run, then averaged.
     """
     methods = [m for m in runs[0]["methods"] if all(m in run["methods"] for run in runs)]
-    lines = ["| | " + " | ".join(heading for heading, _ in COLUMNS.values()) + " | recovery of label fidelity |"]
-    lines.append("|---" * (len(COLUMNS) + 2) + "|")
+    lines = []
     for name in [*methods, "real"]:
         rows = [run["real"] if name == "real" else run["methods"][name] for run in runs]
-        cells = [spread([row[metric] for row in rows], digits) for metric, (_, digits) in COLUMNS.items()]
         recovered = [row.get("recovery", {}).get("label_fidelity") for row in rows]
-        cells.append("" if None in recovered else spread(recovered, 3))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([name, *cells(rows), "" if None in recovered else spread(recovered, 3)])
+    return grid(("", *HEADINGS), lines)
+
+
+def cells(rows: Sequence[dict]) -> list[str]:
+    """Returns mean and spread over runs of each of `COLUMNS`; each row holds the metrics of one run."""
+    return [spread([row[metric] for row in rows], digits) for metric, (_, digits) in COLUMNS.items()]
+
+
+def grid(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Returns a Markdown table: its headings, and its rows of as many cells each."""
+    lines = [[str(cell) for cell in row] for row in (headings, *rows)]
+    head, *body = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|---" * len(headings) + "|", *body])
 
 
 def spread(values: list[float], digits: int) -> str:

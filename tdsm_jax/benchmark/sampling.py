@@ -1,0 +1,136 @@
+"""How fast images are sampled: images/s against solver steps and batch size, and how long the first image takes.
+
+  python -m tdsm_jax.benchmark sampling
+  python -m tdsm_jax.benchmark sampling --steps=18 --batches=1,64 --json=sampling.json --plot=sampling.svg
+  python -m tdsm_jax.benchmark sampling --model=runs/digits/score/tdsm/ema.npz
+
+Heun's solver with as many steps costs 2 steps - 1 evaluations of the denoiser. Without --model the network is that of
+--config with its initial parameters, which cost what trained ones do. For each batch size everything is compiled
+first, then all numbers of steps are timed in turn; each sampling waits for its images. "First call" is what the first
+images of a batch size take in a running process, compilation included; of batch size 1 it is the first image's latency.
+"""
+
+import argparse
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
+
+from tdsm_jax import config as configuration
+from tdsm_jax import files, runtime
+from tdsm_jax.benchmark.cells import with_arguments
+from tdsm_jax.benchmark.timing import described, environment, seconds_of, spread_of, summary
+from tdsm_jax.command import new_parser, run_command
+from tdsm_jax.diffusion import sampling
+from tdsm_jax.errors import UserError
+from tdsm_jax.evaluation import charts
+from tdsm_jax.evaluation.table import grid
+from tdsm_jax.model_stages import jitted_denoiser
+from tdsm_jax.run import Run
+from tdsm_jax.training import model_file
+from tdsm_jax.training.model_file import Model
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Times all batch sizes, prints and writes the records."""
+    runtime.configure()  # without a cache of compiled programs: the first image is to be honest
+    steps, batches = (counts(name, getattr(arguments, name)) for name in ("steps", "batches"))
+    if arguments.rounds < 3:
+        raise UserError(f"--rounds={arguments.rounds} must be at least 3")
+    model = model_file.read(arguments.model) if arguments.model else untrained(arguments.config)
+    about = environment() | {"image_shape": list(model.image_shape), "dtype": jnp.dtype(model.network.dtype).name}
+    records = [
+        record | about for batch_size in batches for record in measure(model, batch_size, steps, arguments.rounds)
+    ]
+    print(f"{described(about)}\n\n{table(records)}")
+    if arguments.json:
+        files.write_json(arguments.json, records)
+    if arguments.plot:
+        files.write_text(arguments.plot, plot(records))
+
+
+def counts(name: str, text: str) -> list[int]:
+    """Turns "4,18" into numbers of at least 1; what cannot be one is a `UserError`."""
+    if not all(part.isdigit() and int(part) for part in text.split(",")):
+        raise UserError(f"--{name}={text} must be whole numbers of at least 1, joined by commas")
+    return [int(part) for part in text.split(",")]
+
+
+def untrained(specification: str) -> Model:
+    """Returns the score network of a config at its initial parameters."""
+    path, _, given = with_arguments(specification, "methods=dsm").partition(":")
+    config = configuration.load_module(pathlib.Path(path)).get_config(given)
+    configuration.validate(config)
+    run = Run(FrozenConfigDict(config), pathlib.Path())
+    return Model(run.network, run.initial_params(), run.process, run.train_set.images.shape[1:])
+
+
+def measure(model: Model, batch_size: int, steps: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Returns a record for each number of steps at one batch size."""
+    draw = sampler(model, batch_size)
+    first = seconds_of(functools.partial(draw, steps[0]))  # compiles; the solver's steps share one denoiser
+    seconds: dict[int, list[float]] = {n: [] for n in steps}
+    for n in steps:
+        draw(n)
+    for _ in range(rounds):
+        for n in steps:
+            seconds[n].append(seconds_of(functools.partial(draw, n)))
+    return [
+        {"steps": n, "evaluations": 2 * n - 1, "batch_size": batch_size, "rounds": rounds}
+        | summary(seconds[n], batch_size)
+        | {"first_seconds": first if n == steps[0] else None}
+        for n in steps
+    ]
+
+
+def sampler(model: Model, batch_size: int) -> Callable[[int], jax.Array]:
+    """Returns what makes a batch of images with a number of solver steps, on one device."""
+    denoise, process = jitted_denoiser(model), model.process
+    label = jnp.arange(batch_size) % max(model.network.num_classes, 1)
+    latents = jax.random.normal(jax.random.key(0), (batch_size, *model.image_shape))
+    params = jax.device_put(model.params)
+
+    def draw(steps: int) -> jax.Array:
+        sigmas = sampling.edm_sigmas(steps, process.sigma_min, process.sigma_max)
+        return sampling.heun(lambda x, sigma: denoise(params, x, sigma, label), latents, sigmas)
+
+    return draw
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Returns the records as a Markdown table."""
+    headings = ("batch", "steps", "evaluations", "ms, median (quartiles)", "images/s", "first call, s")
+    rows = []
+    for r in records:
+        first = "" if r["first_seconds"] is None else f"{r['first_seconds']:.1f}"
+        rows.append(
+            (r["batch_size"], r["steps"], r["evaluations"], spread_of(r), f"{r['images_per_second']:.1f}", first)
+        )
+    return grid(headings, rows)
+
+
+def plot(records: Sequence[dict[str, Any]]) -> str:
+    """Returns the chart, as SVG, of images/s against solver steps, a line a batch size."""
+    series = {}
+    for size in dict.fromkeys(r["batch_size"] for r in records):
+        own = [r for r in records if r["batch_size"] == size]
+        series[f"batch {size}"] = ([r["steps"] for r in own], [r["images_per_second"] for r in own])
+    return charts.line_chart(
+        series, x_label="solver steps (log scale)", y_label="images/s (log scale)", log_x=True, log_y=True
+    )
+
+
+if __name__ == "__main__":
+    parser = new_parser(__doc__)
+    parser.add_argument("--config", default="configs/digits.py", help="network and images (%(default)s)")
+    parser.add_argument("--model", help="a model file (ema.npz), instead of --config")
+    parser.add_argument("--steps", default="4,18,50", help="solver steps, joined by commas (%(default)s)")
+    parser.add_argument("--batches", default="1,16,128", help="batch sizes, joined by commas (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed samplings of each (%(default)s)")
+    parser.add_argument("--json", help="where to write the records")
+    parser.add_argument("--plot", help="where to draw images/s against steps, as SVG")
+    run_command(parser, main)

@@ -1,0 +1,101 @@
+"""Benchmarks of sampling and convolutions: what they time is what it says, and their tables hold it."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tdsm_jax.benchmark import convolution, sampling, timing
+from tdsm_jax.errors import UserError
+from test_benchmark import call
+
+SMOKE = "configs/digits.py:smoke"
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("part", convolution.PARTS)
+def test_all_forms_of_a_convolution_are_the_same_function(size, part):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel, g = (
+        jax.random.normal(key, shape)
+        for key, shape in zip(keys, ((2, 6, 6, 3), (size, size, 3, 4), (2, 6, 6, 4)), strict=True)
+    )
+    of_compiler, *others = (convolution.parts(form)[part](x, kernel, g) for form in convolution.FORMS.values())
+    for other in others:
+        np.testing.assert_allclose(*jax.tree.leaves((other, of_compiler)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_convolutions_of_a_network_are_those_of_its_parameters():
+    model = sampling.untrained(SMOKE)
+    found = convolution.convolutions(model)
+    kernels = [leaf for leaf in jax.tree.leaves(model.params) if leaf.ndim == 4]
+    assert sum(found.values()) == len(kernels)
+    weights = sum(n * s.size**2 * s.channels * s.features for s, n in found.items())
+    assert weights == sum(kernel.size for kernel in kernels)
+
+
+def test_a_table_of_convolutions_sums_what_a_step_takes():
+    shape = convolution.Shape(8, 3, 1, 8)
+    fixed = {**shape._asdict(), "times_in_network": 3, "batch_size": 4}
+    records = [fixed | found for found in convolution.measure(shape, batch_size=4, rounds=2)]
+    assert len(records) == len(convolution.FORMS) * len(convolution.PARTS)
+    row = convolution.table(records).splitlines()[2]
+    assert row.startswith("| 8x8 | 3x3 | 1 | 8 | 3 |")
+    first = convolution.totals(records).splitlines()[2].split("|")[2]
+    assert float(first) == pytest.approx(3 * records[0]["milliseconds"], abs=0.06)
+
+
+def test_a_sampler_makes_the_images_of_its_solver():
+    model = sampling.untrained(SMOKE)
+    images = sampling.sampler(model, batch_size=3)(4)
+    assert images.shape == (3, *model.image_shape) and bool(jnp.isfinite(images).all())
+
+
+def test_a_summary_is_median_and_quartiles():
+    found = timing.summary([0.1, 0.2, 0.3, 0.4, 0.5], images=30)
+    assert found["images_per_second"] == pytest.approx(100)
+    assert timing.spread_of(found) == "300.0 (200.0..400.0)"
+
+
+def test_the_environment_says_what_a_figure_depends_on():
+    about = timing.environment()
+    assert {"device", "driver_and_clocks", "versions", "matmul_precision", "date", "command"} <= about.keys()
+    assert about["versions"]["jax"] == jax.__version__ and jax.__version__ in timing.described(about)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sampling", "--steps=4,x"), "--steps=4,x must be whole numbers"),
+        (("sampling", "--batches=0"), "--batches=0 must be whole numbers of at least 1"),
+        (("sampling", "--rounds=2"), "must be at least 3"),
+        (("sampling", "--model=nowhere.npz"), "nowhere.npz"),
+        (("convolution", "--rounds=0"), "must be at least 1"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(arguments, said):
+    done = call(*arguments)
+    assert done.returncode == 2 and said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_counts_are_read_from_text():
+    assert sampling.counts("steps", "4,18") == [4, 18]
+    with pytest.raises(UserError):
+        sampling.counts("steps", "")
+
+
+def test_sampling_is_measured_by_one_command(tmp_path):
+    written, drawn = tmp_path / "sampling.json", tmp_path / "sampling.svg"
+    arguments = (f"--config={SMOKE}", "--steps=2,4", "--batches=1,8", "--rounds=3")
+    done = call("sampling", *arguments, f"--json={written}", f"--plot={drawn}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = json.loads(written.read_text())
+    assert [(r["batch_size"], r["steps"], r["evaluations"]) for r in records] == [
+        (1, 2, 3), (1, 4, 7), (8, 2, 3), (8, 4, 7)
+    ]  # fmt: skip
+    assert all(r["images_per_second"] > 0 and r["versions"] and r["date"] for r in records)
+    assert "| 8 | 4 | 7 |" in done.stdout and "batch 8" in pathlib.Path(drawn).read_text()
