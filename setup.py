@@ -39,6 +39,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "tensorboard": ["tensorboardX>=2.6"],  # scalar logs without TensorFlow
         "torch": ["torch>=2.6"],  # the other side of benchmark.torch
-        "test": ["pytest>=8", "hypothesis>=6.100", "tensorboardX>=2.6"],
+        # pytest-xdist: the suite compiles most of the time, and both cores of a small machine can
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "tensorboardX>=2.6"],
     },
 )

@@ -56,7 +56,8 @@ case $action in
         ;;
     test)
         setup
-        exec .venv/bin/python -m pytest "$@"
+        # A file stays with one process: its tests share what the first of them made.
+        exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile "$@"
         ;;
     setup) setup ;;
     -h | --help) usage ;;
