@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import pytest
 
 from tdsm_jax.benchmark import convolution, sampling, timing
 from tdsm_jax.errors import UserError
-from test_benchmark import call
+from test_benchmark import ROOT, call
 
 SMOKE = "configs/digits.py:smoke"
 
@@ -99,3 +101,24 @@ def test_sampling_is_measured_by_one_command(tmp_path):
     ]  # fmt: skip
     assert all(r["images_per_second"] > 0 and r["versions"] and r["date"] for r in records)
     assert "| 8 | 4 | 7 |" in done.stdout and "batch 8" in pathlib.Path(drawn).read_text()
+
+
+def test_compiling_afresh_leaves_the_cache_of_compiled_programs_alone(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, jax, jax.numpy as jnp\n"
+        "from tdsm_jax.benchmark.timing import compiling_afresh\n"
+        "jax.config.update('jax_compilation_cache_dir', sys.argv[1])\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "kept = lambda: len(os.listdir(sys.argv[1]))\n"
+        "compiled = lambda n: jax.jit(lambda x: x * n).lower(jnp.ones(3)).compile() and kept()\n"
+        "first = compiled(2)\n"
+        "with compiling_afresh():\n"
+        "    inside = compiled(3)\n"
+        "print(first > 0, inside == first, compiled(5) > inside)\n"
+    )
+    (tmp_path / "cache").mkdir()
+    done = subprocess.run(
+        [sys.executable, program, tmp_path / "cache"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.stdout.split() == ["True", "True", "True"], done.stderr[-2000:]

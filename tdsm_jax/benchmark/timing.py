@@ -1,5 +1,6 @@
 """What every timed benchmark shares: seconds of calls that were waited for, their summary, and what they depend on."""
 
+import contextlib
 import datetime
 import os
 import pathlib
@@ -7,13 +8,27 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from tdsm_jax import pipeline
+
+
+@contextlib.contextmanager
+def compiling_afresh() -> Iterator[None]:
+    """Compiles without the persistent cache inside, so that the seconds of compiling are those of a first time."""
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # JAX asks once whether there is a cache, and again only after this
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def seconds_of(call: Callable[[], Any]) -> float:

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from tdsm_jax import files, runtime
 from tdsm_jax.benchmark import torch_handover
 from tdsm_jax.benchmark.cells import carry_out
-from tdsm_jax.benchmark.timing import described
+from tdsm_jax.benchmark.timing import compiling_afresh, described
 from tdsm_jax.benchmark.torch_process import TorchProcess, Variant, check_python
 from tdsm_jax.benchmark.torch_timing import COMPILED, EAGER, JAX, JaxTasks, about, measure, table
 from tdsm_jax.errors import UserError
@@ -58,12 +58,10 @@ def main(argv: list[str]) -> None:
     with TorchProcess(_PYTHON.value, out, threads) as torch:
         errors = torch_handover.compare(torch_handover.outputs(run, params, batches[0], probe), torch.outputs())
         print(f"outputs agree to {max(errors.values()):.1e} of their size", flush=True)
-        jax.config.update(
-            "jax_enable_compilation_cache", False
-        )  # its seconds are reported; PyTorch has no cache either
-        ours = JaxTasks(run, params, batches, probe)
-        sides = {JAX: ours, EAGER: Variant(torch, "eager"), COMPILED: Variant(torch, "compile")}
-        records = measure(sides, config.score.batch_size, _ROUNDS.value, _STEPS.value)
+        with compiling_afresh():  # PyTorch has no cache either
+            ours = JaxTasks(run, params, batches, probe)
+            sides = {JAX: ours, EAGER: Variant(torch, "eager"), COMPILED: Variant(torch, "compile")}
+            records = measure(sides, config.score.batch_size, _ROUNDS.value, _STEPS.value)
         figures = about(run) | {"pytorch": torch.ask("about"), "errors": errors}
     report = figures | {"capacity": ours.capacity, "records": records}
     files.write_json(out / "torch.json", report)
