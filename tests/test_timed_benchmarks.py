@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tdsm_jax.benchmark import convolution, sampling, timing
+from tdsm_jax.benchmark import convolution, profile, sampling, timing
 from tdsm_jax.errors import UserError
 from test_benchmark import ROOT, call
 
@@ -122,3 +122,19 @@ def test_compiling_afresh_leaves_the_cache_of_compiled_programs_alone(tmp_path):
         [sys.executable, program, tmp_path / "cache"], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.stdout.split() == ["True", "True", "True"], done.stderr[-2000:]
+
+
+def test_a_profile_names_what_a_call_spends_its_time_on():
+    x = jnp.ones((200, 200))
+    product = jax.jit(lambda x: jnp.sort(x @ x, axis=0))
+    product(x).block_until_ready()
+    found = profile.costs(lambda: product(x))
+    assert {"dot", "sort"} & {cost.kind.partition("_")[0] for cost in found}, found
+    assert all(cost.milliseconds >= 0 and cost.calls > 0 for cost in found)
+
+
+def test_a_profile_table_holds_the_costliest_kinds_and_the_rest():
+    found = [profile.Cost("convolution", 6.0, 2.0), profile.Cost("copy", 3.0, 1.0), profile.Cost("add", 1.0, 4.0)]
+    lines = profile.table(found, rows=2).splitlines()
+    assert lines[2] == "| convolution | 2 | 6.00 | 60% |" and lines[4] == "| everything else | 4 | 1.00 | 10% |"
+    assert profile.kind_of("convolution.34") == "convolution" and profile.kind_of("dot.1.2") == "dot"

@@ -8,7 +8,8 @@ For each number of classes, classifiers are fitted on made-up images (gratings) 
 stay in --out. Network, batch and noise rate are those of --config. Then all rules are compiled, and timed in turn, step
 by step, in one process, so that whatever else the machine does falls on all of them; each step waits for its result.
 Prints medians, quartiles and ratios of medians to DSM. FLOPs and memory are the compiler's figures for one step;
-utilisation is their rate over that of a matrix product measured in the same process.
+utilisation is their rate over that of a matrix product measured in the same process. --profile also prints what each
+rule's step spends by kind of operation.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from tdsm_jax import config as configuration
 from tdsm_jax import files, runtime
+from tdsm_jax.benchmark import profile
 from tdsm_jax.benchmark.cells import carry_out, with_arguments
 from tdsm_jax.benchmark.timing import compiling_afresh, described, environment, seconds_of, spread_of, summary
 from tdsm_jax.command import new_parser, run_command
@@ -51,7 +53,10 @@ def main(arguments: argparse.Namespace) -> None:
     peak = matmul_flops()
     records = []
     for run in prepared(arguments):
-        records += measure(run, rules, arguments.rounds, peak)
+        steps = compiled_steps(run, rules)
+        records += measure(run, steps, arguments.rounds, peak)
+        for rule, step in steps.items() if arguments.profile else ():
+            print(f"{rule}, {run.num_classes} classes:\n\n{profile.table(profile.costs(step.advance))}\n")
     print(described(records[0]))
     print(f"matrix product of size {MATMUL_SIZE}, float32 as configured: {peak / 1e9:.0f} GFLOP/s\n")
     print(table(records))
@@ -92,13 +97,14 @@ def with_classes(config: ConfigDict, K: int, image_size: int, channels: int) -> 
     return config
 
 
-def measure(run: Run, rules: Sequence[str], rounds: int, peak: float) -> list[dict[str, Any]]:
+def compiled_steps(run: Run, rules: Sequence[str]) -> dict[str, "TimedStep"]:
+    """Returns the warm step of each rule, of those that this number of classes is measured for."""
+    chosen = [rule for rule in rules if rule != "all" or run.num_classes <= MOST_SLOTS]
+    return {rule: TimedStep(run.score_step(rule if rule == "dsm" else f"tdsm_{rule}")) for rule in chosen}
+
+
+def measure(run: Run, steps: dict[str, "TimedStep"], rounds: int, peak: float) -> list[dict[str, Any]]:
     """Returns the record of each rule for one run, timed in turn."""
-    steps = {}
-    for rule in rules:
-        if rule == "all" and run.num_classes > MOST_SLOTS:
-            continue
-        steps[rule] = TimedStep(run.score_step(rule if rule == "dsm" else f"tdsm_{rule}"))
     for _ in range(rounds):
         for step in steps.values():
             step.take()
@@ -125,9 +131,10 @@ class TimedStep:
 
     def take(self) -> None:
         """Takes one step and waits for it."""
-        self.seconds.append(seconds_of(self._advance))
+        self.seconds.append(seconds_of(self.advance))
 
-    def _advance(self) -> TrainState:
+    def advance(self) -> TrainState:
+        """Starts one step and returns its state."""
         batch = self._batches(len(self.seconds))
         self._state, _ = self._compiled(self._state, batch, self._key, self._given)
         return self._state
@@ -192,6 +199,7 @@ if __name__ == "__main__":
     parser.add_argument("--channels", type=int, default=1, help="of the made-up images (%(default)s)")
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of each rule (%(default)s)")
     parser.add_argument("--out", default="runs/benchmark_step", help="folder of the classifiers (%(default)s)")
+    parser.add_argument("--profile", action="store_true", help="print the costliest operations of each rule")
     parser.add_argument("--json", help="where to write the records")
     parser.add_argument("--plot", help="where to draw cost against classes, as SVG")
     run_command(parser, main)
