@@ -1,6 +1,7 @@
 """The stages that make models and samples: each reads artifacts of a run and writes its own."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,8 +11,9 @@ from tdsm_jax import files
 from tdsm_jax.data import sources
 from tdsm_jax.diffusion import sampling
 from tdsm_jax.diffusion.guidance import guided
-from tdsm_jax.diffusion.process import make_denoiser
+from tdsm_jax.diffusion.process import Process, make_denoiser
 from tdsm_jax.errors import UserError
+from tdsm_jax.networks.unet import UNet
 from tdsm_jax.run import Run
 from tdsm_jax.training import loop, model_file, parallel
 from tdsm_jax.training.logs import Progress
@@ -36,6 +38,20 @@ def train_score(run: Run, method: str) -> None:
     model_file.write(run.workdir / "score" / method / "ema.npz", model)
 
 
+def sampling_call(network: UNet, process: Process, guidance: float) -> Callable[..., jax.Array]:
+    """Returns the jitted denoise(params, x, sigma, label) -> D that a sampler calls once an evaluation.
+
+    Shapes: x, D [B,H,W,C], sigma [B], label int [B].
+    """
+
+    @jax.jit
+    def denoise(params: Any, x: jax.Array, sigma: jax.Array, label: jax.Array) -> jax.Array:
+        plain = make_denoiser(process, functools.partial(network.apply, params))
+        return guided(plain, guidance, null=network.num_classes)(x, sigma, label)
+
+    return denoise
+
+
 def sample(run: Run, method: str) -> None:
     """EMA parameters -> samples/<method>.npz (images, labels) and .png (rows = classes)"""
     config, model = run.config.sampling, run.model(method)
@@ -43,12 +59,7 @@ def sample(run: Run, method: str) -> None:
         raise UserError("config key sampling.guidance must be 1 for a network without labels: it has nothing to guide")
     K = max(model.network.num_classes, 1)  # a network without labels makes one row
     sigmas = sampling.edm_sigmas(config.steps, model.process.sigma_min, model.process.sigma_max, config.rho)
-
-    @jax.jit
-    def denoise(params: Any, x: jax.Array, sigma: jax.Array, label: jax.Array) -> jax.Array:
-        plain = make_denoiser(model.process, functools.partial(model.network.apply, params))
-        return guided(plain, config.guidance, null=K)(x, sigma, label)
-
+    denoise = sampling_call(model.network, model.process, config.guidance)
     params = parallel.replicate(model.params, run.mesh)
     key = stream_key(run.config.seed, "sample")
     latents_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), model.image_shape)))
