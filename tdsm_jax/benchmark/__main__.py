@@ -7,7 +7,7 @@ import sys
 
 from tdsm_jax.errors import did_you_mean
 
-COMMANDS = ("step", "torch", "stress", "estimators", "label_noise")
+COMMANDS = ("step", "torch", "stress", "estimators", "label_noise", "tpu")
 
 
 def listing() -> str:
