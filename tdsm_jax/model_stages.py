@@ -10,8 +10,9 @@ from tdsm_jax import files
 from tdsm_jax.data import sources
 from tdsm_jax.diffusion import sampling
 from tdsm_jax.diffusion.guidance import guided
-from tdsm_jax.diffusion.process import make_denoiser
+from tdsm_jax.diffusion.process import Process, make_denoiser
 from tdsm_jax.errors import UserError
+from tdsm_jax.networks.unet import UNet
 from tdsm_jax.run import Run
 from tdsm_jax.training import loop, model_file, parallel
 from tdsm_jax.training.logs import Progress
@@ -36,13 +37,16 @@ def train_score(run: Run, method: str) -> None:
     model_file.write(run.workdir / "score" / method / "ema.npz", model)
 
 
-def jitted_denoiser(model: Model, guidance: float = 1.0) -> Callable[..., jax.Array]:
-    """Returns the jitted denoise(params, x, sigma, label) of a model's network and process, guided where asked."""
+def sampling_call(network: UNet, process: Process, guidance: float = 1.0) -> Callable[..., jax.Array]:
+    """Returns the jitted denoise(params, x, sigma, label) -> D that a sampler calls once an evaluation.
+
+    Shapes: x, D [B,H,W,C], sigma [B], label int [B].
+    """
 
     @jax.jit
     def denoise(params: Params, x: jax.Array, sigma: jax.Array, label: jax.Array) -> jax.Array:
-        plain = make_denoiser(model.process, functools.partial(model.network.apply, params))
-        return guided(plain, guidance, null=model.network.num_classes)(x, sigma, label)
+        plain = make_denoiser(process, functools.partial(network.apply, params))
+        return guided(plain, guidance, null=network.num_classes)(x, sigma, label)
 
     return denoise
 
@@ -54,8 +58,7 @@ def sample(run: Run, method: str) -> None:
         raise UserError("config key sampling.guidance must be 1 for a network without labels: it has nothing to guide")
     K = max(model.network.num_classes, 1)  # a network without labels makes one row
     sigmas = sampling.edm_sigmas(config.steps, model.process.sigma_min, model.process.sigma_max, config.rho)
-
-    denoise = jitted_denoiser(model, config.guidance)
+    denoise = sampling_call(model.network, model.process, config.guidance)
     params = parallel.replicate(model.params, run.mesh)
     key = stream_key(run.config.seed, "sample")
     latents_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), model.image_shape)))

@@ -307,6 +307,20 @@ class Run:
             augment=config.augment,
         )
 
+    def per_device_step(self, objective: score.Objective) -> Callable:
+        """Returns the training step of a device's share of a batch, see `score.make_step`."""
+        parts = self.config.compute.parts
+        optimise = optimisation(self.config.score)
+        return score.make_step(self.network, self.process, objective, optimise, self.weigher, parts)
+
+    def initial_state(self) -> TrainState:
+        return initial_state(self.initial_params(), optimisation(self.config.score))
+
+    def given_of(self, method: str) -> score.Given | None:
+        """Returns the table and classifiers that the training of `method` reads, None where it reads none."""
+        own = self.objective(method).rule == "own"
+        return None if own else score.Given(self.table_of(method), self.cross_fitted)
+
     def score_step(self, method: str) -> ScoreStep:
         """Returns the data-parallel training step of `method` and what it starts from.
 
@@ -314,8 +328,7 @@ class Run:
         """
         config, seed = self.config.score, self.config.seed
         labels = self.labels_of(method)
-        objective = self.objective(method)
-        given = None if objective.rule == "own" else score.Given(self.table_of(method), self.cross_fitted)
+        objective, given = self.objective(method), self.given_of(method)
 
         def batches(step: int) -> dict[str, np.ndarray]:
             index = batch_indices(seed, step, config.batch_size, len(labels))
@@ -326,11 +339,10 @@ class Run:
             probes, probe_key = map(batches, range(PROBE_BATCHES)), stream_key(seed, "capacity")
             capacity = score.measure_capacity(self.weigher, self.process, objective, given, probes, probe_key)
             objective = dataclasses.replace(objective, capacity=capacity)
-        optimise = optimisation(config)
-        step = score.make_step(self.network, self.process, objective, optimise, self.weigher, self.config.compute.parts)
+        step = self.per_device_step(objective)
         return ScoreStep(
             parallel.data_parallel(step, self.mesh, given, self.score_schedule.steps_a_call),
-            parallel.replicate(initial_state(self.initial_params(), optimise), self.mesh),
+            parallel.replicate(self.initial_state(), self.mesh),
             batches,
             stream_key(seed, "score"),
             objective,

@@ -20,7 +20,7 @@ def call(*arguments):
 def test_help_lists_the_commands_and_what_each_measures():
     done = call("--help")
     assert done.returncode == 0
-    for name in ("step", "sampling", "convolution", "torch", "stress", "estimators", "label_noise"):
+    for name in ("step", "sampling", "convolution", "torch", "tpu", "stress", "estimators", "label_noise"):
         assert f"  {name}" in done.stdout
     assert "What a training step of each mixture costs" in done.stdout
 

@@ -29,7 +29,7 @@ from tdsm_jax.diffusion import sampling
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import charts
 from tdsm_jax.evaluation.table import grid
-from tdsm_jax.model_stages import jitted_denoiser
+from tdsm_jax.model_stages import sampling_call
 from tdsm_jax.run import Run
 from tdsm_jax.training import model_file
 from tdsm_jax.training.model_file import Model
@@ -89,7 +89,8 @@ def measure(model: Model, batch_size: int, steps: Sequence[int], rounds: int) ->
 
 def sampler(model: Model, batch_size: int) -> Callable[[int], jax.Array]:
     """Returns what makes a batch of images with a number of solver steps, on one device."""
-    denoise, process = jitted_denoiser(model), model.process
+    process = model.process
+    denoise = sampling_call(model.network, process)
     label = jnp.arange(batch_size) % max(model.network.num_classes, 1)
     latents = jax.random.normal(jax.random.key(0), (batch_size, *model.image_shape))
     params = jax.device_put(model.params)

@@ -21,12 +21,11 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.interop import layout
 from tdsm_jax.interop.torch_params import network_to_official
 from tdsm_jax.labels.weights import posterior
-from tdsm_jax.model_stages import jitted_denoiser
+from tdsm_jax.model_stages import sampling_call
 from tdsm_jax.networks.unet import UNet
 from tdsm_jax.run import Run
 from tdsm_jax.training import score
 from tdsm_jax.training.cross_fit import cross_fitted_logits
-from tdsm_jax.training.model_file import Model
 from tdsm_jax.training.state import Params
 
 METHODS = {"dsm": "dsm", "floor": "tdsm_floor", "published": "tdsm_threshold"}  # task -> our method
@@ -177,7 +176,7 @@ def outputs(run: Run, params: Params, batch: dict, probe: Probe) -> dict[str, np
 
 def sampler(run: Run, network: UNet, params: Params, probe: Probe) -> Callable[[], jax.Array]:
     """Returns what makes the samples [B,H,W,C] of the probe's latents."""
-    denoise = jitted_denoiser(Model(network, params, run.process, probe.latents.shape[1:]))
+    denoise = sampling_call(network, run.process)
     latents, label = jax.device_put((probe.latents, probe.sample_label))
     bound = functools.partial(lambda x, sigma: denoise(params, x, sigma, label))
     return lambda: sampling.heun(bound, latents, np.array(sigmas_of(run)))

@@ -112,6 +112,11 @@ def stack_folds(fitted: Sequence[Fitted | Sequence[Fitted]]) -> CrossFitted:
     return CrossFitted(params, jnp.asarray(np.stack(temperature), jnp.float32))
 
 
+def group_size(batch_size: int, folds: int) -> int:
+    """Returns how many examples of a batch go through each of several folds' classifiers."""
+    return min(batch_size, math.ceil(GROUP_SLACK * batch_size / folds))
+
+
 def cross_fitted_logits(
     weigher: Weigher,
     classifiers: CrossFitted,
@@ -142,7 +147,7 @@ def cross_fitted_logits(
 
     if folds == 1:
         return logits(0, jnp.arange(B))
-    size = min(B, math.ceil(GROUP_SLACK * B / folds))
+    size = group_size(B, folds)
     member = fold[:, None] == jnp.arange(folds)
     rank = (jnp.cumsum(member, axis=0) - 1)[jnp.arange(B), fold]
     index = jnp.zeros((folds, size), jnp.int32).at[fold, rank].set(jnp.arange(B), mode="drop")
