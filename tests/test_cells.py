@@ -59,7 +59,8 @@ def test_a_row_of_the_noise_table_takes_the_seeds_that_its_method_has(tmp_path):
         finish(None, seed, "clean", clean)
     finish(sym, 0, "posterior", 0.9)
     finish(sym, 2, "tdsm_all", 0.7)
-    printed = label_noise.table(tmp_path, sym, ("dsm", "posterior", "tdsm_all", "relabel"), [0, 1, 2])
+    found = label_noise.results(tmp_path, sym, ("dsm", "posterior", "tdsm_all", "relabel"), [0, 1, 2])
+    printed = label_noise.table(sym, found)
     rows = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
         for line in printed.splitlines()[4:]
@@ -69,3 +70,4 @@ def test_a_row_of_the_noise_table_takes_the_seeds_that_its_method_has(tmp_path):
     assert rows["tdsm_all"][0] == "2" and rows["tdsm_all"][-1] == ""  # no ceiling of its seed
     assert rows["clean"][:2] == ["0, 1", "0.900 ± 0.141"]
     assert "relabel" not in rows
+    assert "| posterior | 0.800 |" in label_noise.overview({sym: found})

@@ -5,7 +5,8 @@
 
 A cell is one kind of noise and one seed: a run of tdsm_jax.main in a folder of its own, all its methods with the same
 networks, batches and steps. Stop it whenever you like; the same command goes on. The clean ceiling is trained once a
-seed. Prints one Markdown table per kind of noise from the cells that are finished; --table_only runs nothing.
+seed. Prints, from what is finished, the recovery of every method under every noise and a Markdown table per kind of
+noise; --table_only runs nothing.
 Arguments after -- go to tdsm_jax.main: -- --config.score.steps=2000
 """
 
@@ -21,6 +22,7 @@ from tdsm_jax.evaluation.table import HEADINGS, cells, grid, spread
 
 NOISES = "sym:0.2,sym:0.4,sym:0.6,sym:0.8,asym:0.4,pair:0.4,instance:0.4"
 METHODS = "dsm,s_weighted,posterior,relabel,relabel_tdsm,tdsm_floor,tdsm_threshold,tdsm_all,tdsm_sampled"
+Results = dict[str, dict[int, dict]]  # method -> seed -> metrics
 STAGES = "labels,noisy_classifier,estimate,classifier,transition,posterior,score,sample,judge,measure"
 
 
@@ -45,7 +47,8 @@ def main(arguments: argparse.Namespace) -> None:
         for seed in seeds:
             for noise in (None, *noises):
                 run(arguments, Cell(noise, seed), out, methods)
-    print("\n\n".join(table(out, noise, methods, seeds) for noise in noises))
+    found = {noise: results(out, noise, methods, seeds) for noise in noises}
+    print(f"{overview(found)}\n\n" + "\n\n".join(table(noise, rows) for noise, rows in found.items()))
 
 
 def run(arguments: argparse.Namespace, cell: Cell, out: pathlib.Path, methods: tuple[str, ...]) -> None:
@@ -58,25 +61,43 @@ def run(arguments: argparse.Namespace, cell: Cell, out: pathlib.Path, methods: t
     run_cell(cell.folder(out), config, stages, rest=arguments.rest)
 
 
-def table(out: pathlib.Path, noise: tuple[str, float], methods: tuple[str, ...], seeds: list[int]) -> str:
+def results(out: pathlib.Path, noise: tuple[str, float], methods: tuple[str, ...], seeds: list[int]) -> Results:
+    """Returns what is finished of one kind of noise, the ceiling last."""
+    cells_of = {method: noise for method in methods} | {"clean": None}
+    return {m: {s: row for s in seeds if (row := measures(Cell(n, s).folder(out), m))} for m, n in cells_of.items()}
+
+
+def overview(found: dict[tuple[str, float], Results]) -> str:
+    """Returns the Markdown table of all recoveries of label fidelity, a row a method and a column a kind of noise."""
+    methods = [m for m in next(iter(found.values())) if m not in ("dsm", "clean")]
+    rows = [(m, *(recovered(of, m) for of in found.values())) for m in methods]
+    return f"### recovery of label fidelity\n\n{grid(('', *map(title, found)), rows)}"
+
+
+def table(noise: tuple[str, float], found: Results) -> str:
     """Returns the Markdown table of one kind of noise: mean +- standard deviation (n - 1) over each row's seeds.
 
     A row takes the seeds that are finished for its method; its recovery those that have DSM and the ceiling too.
     """
-    found = {m: {s: row for s in seeds if (row := measures(Cell(noise, s).folder(out), m))} for m in methods}
-    clean = {s: row for s in seeds if (row := measures(Cell(None, s).folder(out), "clean"))}
-    lines = []
-    for method, rows in (found | {"clean": clean}).items():
-        if rows:
-            won = "" if method in ("dsm", "clean") else recovered(found.get("dsm", {}), rows, clean)
-            lines.append([method, ", ".join(map(str, rows)), *cells(list(rows.values())), won])
-    return f"### {noise[0]} {noise[1]:.0%}\n\n{grid(('', 'seeds', *HEADINGS), lines)}"
+    lines = [
+        [method, ", ".join(map(str, rows)), *cells(list(rows.values())), recovered(found, method)]
+        for method, rows in found.items()
+        if rows
+    ]
+    return f"### {title(noise)}\n\n{grid(('', 'seeds', *HEADINGS), lines)}"
 
 
-def recovered(dsm: dict[int, dict], rows: dict[int, dict], clean: dict[int, dict]) -> str:
-    """Returns the recovery of label fidelity over the seeds that all three have, "" where it says nothing."""
-    common = [seed for seed in rows if seed in dsm and seed in clean]
-    shares = [recovery(*(of[seed]["label_fidelity"] for of in (dsm, rows, clean))) for seed in common]
+def title(noise: tuple[str, float]) -> str:
+    return f"{noise[0]} {noise[1]:.0%}"
+
+
+def recovered(found: Results, method: str) -> str:
+    """Returns a method's recovery of label fidelity over the seeds that have DSM and the ceiling, "" without any."""
+    if method in ("dsm", "clean"):
+        return ""
+    three = [found.get("dsm", {}), found[method], found["clean"]]
+    common = [seed for seed in found[method] if all(seed in rows for rows in three)]
+    shares = [recovery(*(rows[seed]["label_fidelity"] for rows in three)) for seed in common]
     return "" if not shares or None in shares else spread(shares, 3)
 
 
