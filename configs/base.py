@@ -18,6 +18,9 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
             "methods": ("dsm", "tdsm", "clean"),  # dsm, tdsm, s_weighted: noisy labels; clean: the ceiling; init
             "relabel": "argmax",  # the labels of methods relabel*: the likeliest; soft: drawn once from each posterior
             "init_from": "",  # a model file (ema.npz): score networks start from it; method init samples it as it is
+            # Samples of an earlier run (samples/posterior.npz) that classifiers also train on, their labels taken for
+            # clean; docs/results.md says what it is worth.
+            "refine_from": "",
             "data": {
                 "name": "digits",  # digits; archive: EDM's format, from `path`; synthetic: made-up images
                 "path": "",  # archive: folder or zip of the training images

@@ -208,6 +208,11 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
     c = config.classifier
     if c.init_from and (c.folds, c.members) != (1, 1):
         raise UserError("config key classifier.init_from is one classifier for all images: set classifier.folds=1")
+    if config.refine_from and (c.init_from or c.loss != "forward" or c.forget_rate):
+        raise UserError(
+            "config key refine_from adds clean labels to noisy ones, which only classifiers fitted here by "
+            "classifier.loss=forward, with classifier.forget_rate=0, tell apart"
+        )
     if len(c.light) != 3 or (c.augment and any(c.light)):
         raise UserError(f"config key classifier.light={c.light}: three spreads, or zeros beside classifier.augment")
     if config.process.sigma_min >= config.process.sigma_max:

@@ -61,7 +61,8 @@ def _weight_units(run: Run, needed: str) -> list[Unit]:
     fits = (*_EDM, "classifier", "transition.estimator")
     learns = ("transition.volume_weight", "transition.rate", "transition.freeze_images", "stress.share")
     names = (name for f in range(run.config.classifier.folds) for name in run.classifier_files(f))
-    makes, given = ("classifier", *names), {**_given(run.config.classifier.init_from), **run.matrix_inputs}
+    named = {**_given(run.config.classifier.init_from), **_given(run.config.refine_from)}
+    makes, given = ("classifier", *names), {**named, **run.matrix_inputs}
     reads = ("transition.condition_limit", "transition.prior", "stress.logit_noise")
     table = ("weight_table.npz", "transition.json")
     units = [
@@ -98,7 +99,7 @@ def _model_units(run: Run, method: str) -> list[Unit]:
 def _given(path: str) -> dict[str, str]:
     """The hash of the file that a config key names, if any; `UserError` where there is none of that name."""
     if path and not pathlib.Path(path).is_file():
-        raise UserError(f"{path}: no such file (a config key init_from names it)")
+        raise UserError(f"{path}: no such file (a config key init_from or refine_from names it)")
     return {path: files.file_digest(path)} if path else {}
 
 

@@ -182,6 +182,12 @@ class Run:
         """Returns the training images where `chosen` bool [N] is set, with the labels they were given."""
         return Labelled(self.train_set.images[chosen], self.y_tilde[chosen])
 
+    @functools.cached_property
+    def generated(self) -> Labelled | None:
+        """The samples that the config lets classifiers train on beside the training images, if any."""
+        path, K = self.config.refine_from, self.num_classes
+        return classifiers.read_samples(path, self.train_set.images.shape[1:], K) if path else None
+
     @property
     def classifier(self) -> Network:
         c, K = self.config.classifier, self.num_classes
