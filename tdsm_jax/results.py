@@ -112,6 +112,7 @@ def collect_metrics(run: Run) -> dict[str, Any]:
         "real": real_measures(run),
         "transition": {k: table[k] for k in ("estimator", "relative_l1", "condition_number")},
         "classifier": table["classifier"],
+        **({"refinement": files.read_json(run.workdir / "refinement.json")} if "refined" in methods else {}),
         "seconds": pipeline.seconds(run.workdir),
         "label_file_hash": label_files.label_file_hash(run.label_file),
         "config_hash": files.digest(configuration.resolved(run.config)),

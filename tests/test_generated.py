@@ -119,9 +119,9 @@ def write_samples(path, images=None, labels=None):
     return path
 
 
-def run_of(workdir, arguments="", refine_from=""):
+def run_of(workdir, arguments="", generated=""):
     config = DIGITS.get_config(f"smoke,methods=dsm,{arguments}")
-    config.refine_from = str(refine_from)
+    config.generated = str(generated)
     return Run(FrozenConfigDict(config), workdir)
 
 
@@ -153,8 +153,8 @@ def test_generated_images_join_every_fold_of_the_weights_and_none_that_is_held_o
 def test_the_classifiers_depend_on_the_content_of_the_file(tmp_path):
     path = write_samples(tmp_path / "samples.npz")
 
-    def hashes(refine_from):
-        run = run_of(tmp_path / "run", refine_from=refine_from)
+    def hashes(generated):
+        run = run_of(tmp_path / "run", generated=generated)
         return {p.unit.name: p.hash for p in pipeline.plan(plan.units(run), run.config, tmp_path / "run")}
 
     without, before = hashes(""), hashes(path)
@@ -181,13 +181,13 @@ def test_files_that_hold_no_samples_for_these_data_are_refused(arrays, said, tmp
     whole = {"images": np.zeros((4, 8, 8, 1), np.uint8), "labels": np.arange(4)}
     files.write_arrays(tmp_path / "s.npz", arrays if said == "holds no samples" else whole | arrays)
     with pytest.raises(UserError, match=said) as error:
-        checks.check(run_of(tmp_path / "run", refine_from=tmp_path / "s.npz"))
+        checks.check(run_of(tmp_path / "run", generated=tmp_path / "s.npz"))
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_said_before_anything_is_planned(tmp_path):
-    with pytest.raises(UserError, match=r"none.npz: no such file .*refine_from"):
-        plan.units(run_of(tmp_path, refine_from=tmp_path / "none.npz"))
+    with pytest.raises(UserError, match=r"none.npz: no such file .*generated"):
+        plan.units(run_of(tmp_path, generated=tmp_path / "none.npz"))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_settings_that_cannot_tell_clean_labels_are_refused(changed):
     config = DIGITS.get_config()
     config.classifier.update(changed)
     configuration.validate(config)
-    config.refine_from = "samples.npz"
-    with pytest.raises(UserError, match="config key refine_from") as error:
+    config.generated = "samples.npz"
+    with pytest.raises(UserError, match="config key generated") as error:
         configuration.validate(config)
     assert "\n" not in str(error.value)
