@@ -18,6 +18,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
             "methods": ("dsm", "tdsm", "clean"),  # dsm, tdsm, s_weighted: noisy labels; clean: the ceiling; init
             "relabel": "argmax",  # the labels of methods relabel*: the likeliest; soft: drawn once from each posterior
             "init_from": "",  # a model file (ema.npz): score networks start from it; method init samples it as it is
+            "generated": "",  # samples of an earlier run (samples/posterior.npz): classifiers train on them as on clean
             "data": {
                 "name": "digits",  # digits; archive: EDM's format, from `path`; synthetic: made-up images
                 "path": "",  # archive: folder or zip of the training images
@@ -121,6 +122,10 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "dropped_label": "null",  # what an example without label trains: null, or class0 (as published)
                 "packed": True,  # evaluate only the slots of non-zero weight
                 "own_gradient": True,  # gradient through the given label only, as published
+            },
+            "refinement": {  # method refined: the model of method posterior judges the class of each training image
+                "levels": 8,  # noise levels at which it denoises the image, spread as those of training
+                "draws": 1,  # of noise, at each level
             },
             "score": {
                 "label_dropout": 0.1,  # share of examples that train the null label

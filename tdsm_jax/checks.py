@@ -42,6 +42,7 @@ def check_generation(run: Run) -> None:
         check_initial(run)
     if run.config.classifier.init_from:
         run.given_classifier()
+    run.generated  # noqa: B018  raises where the file is not one for these data
     for section in ("classifier", "score", "sampling", "evaluation"):
         parts = run.config.compute.parts if section == "score" else 1
         parallel.check_divisible(f"{section}.batch_size", run.config[section].batch_size, parts)

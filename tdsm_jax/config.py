@@ -28,6 +28,7 @@ METHODS = (
     *(f"tdsm_{rule}" for rule in TDSM_RULES),  # tdsm with this rule, whatever mixture.rule says
     "s_weighted",
     "posterior",  # posterior-sampled DSM
+    "refined",  # posterior once more, its posterior corrected by the model that posterior trained
     "relabel",  # DSM on corrected labels
     "relabel_tdsm",  # tdsm on corrected labels, with the matrix of what noise is left in them
     "clean",
@@ -205,9 +206,16 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         )
     if "init" in config.methods and not config.init_from:
         raise UserError("config key methods: init samples the model that config key init_from names; give both")
+    if "refined" in config.methods and "posterior" not in config.methods:
+        raise UserError("config key methods: refined goes on from what posterior trained; give both")
     c = config.classifier
     if c.init_from and (c.folds, c.members) != (1, 1):
         raise UserError("config key classifier.init_from is one classifier for all images: set classifier.folds=1")
+    if config.generated and (c.init_from or c.loss != "forward" or c.forget_rate):
+        raise UserError(
+            "config key generated adds clean labels to noisy ones, which only classifiers fitted here by "
+            "classifier.loss=forward, with classifier.forget_rate=0, tell apart"
+        )
     if len(c.light) != 3 or (c.augment and any(c.light)):
         raise UserError(f"config key classifier.light={c.light}: three spreads, or zeros beside classifier.augment")
     if config.process.sigma_min >= config.process.sigma_max:

@@ -26,7 +26,7 @@ from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table, poster
 from tdsm_jax.run import Run, optimisation
 from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training.calibration import SIGMAS, own_weights, softened
-from tdsm_jax.training.classifier import Fitted
+from tdsm_jax.training.classifier import Fitted, Labelled
 from tdsm_jax.training.cross_fit import cross_fitted_logits, fit_fold
 from tdsm_jax.training.fit_step import Augment, FitSettings, classify
 from tdsm_jax.training.state import example_keys, normal_like, stream_key
@@ -122,26 +122,37 @@ def out_of_fold(run: Run, fitted: Sequence[Fitted]) -> tuple[np.ndarray, np.ndar
 
 
 def fit_classifier(run: Run) -> None:
-    """images + y_tilde (+ S) -> classifier/: classifiers of each fold, fitted on the other folds' noisy labels"""
+    """images + y_tilde (+ S, samples) -> classifier/: classifiers of each fold, fitted on the other folds' labels"""
     c, S = run.config.classifier, run.given_S
     if c.init_from:
         given = run.given_classifier()
         fitted = [[given if S is None else given._replace(S=S)]]
     else:
-        fitted = fit_folds(run, "classifier", fit_settings(run), S, c.members)
+        fitted = fit_folds(run, "classifier", fit_settings(run), S, c.members, run.generated)
     for f, members in enumerate(fitted):
         for file, one in zip(run.classifier_files(f), members, strict=True):
             one = one._replace(temperature=c.temperature or one.temperature)
             classifiers.write_fitted(run.workdir / file, one)
 
 
-def fit_folds(run: Run, name: str, settings: FitSettings, S: np.ndarray | None, members: int) -> Iterator[list[Fitted]]:
-    """Yields the fitted members of each fold; S [K,K] is None where they learn it."""
+def fit_folds(
+    run: Run,
+    name: str,
+    settings: FitSettings,
+    S: np.ndarray | None,
+    members: int,
+    generated: Labelled | None = None,
+) -> Iterator[list[Fitted]]:
+    """Yields the fitted members of each fold; S [K,K] is None where they learn it.
+
+    Every fold trains on all `generated` images, their labels taken for clean; what is held out is real and noisy.
+    """
     folds = run.config.classifier.folds
     for f in range(folds):
         held_out = run.fold == f if folds > 1 else np.zeros(len(run.fold), bool)
+        real = run.given(share_of(~held_out, run.config.stress.share, run.config.seed))
         yield fit_fold(
-            run.given(share_of(~held_out, run.config.stress.share, run.config.seed)),
+            real if generated is None else classifiers.with_clean(real, generated),
             stream_key(run.config.seed, f"{name}/fold{f}"),
             label=f"{name}/fold{f}",
             settings=settings,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tdsm_jax import files, label_stages, model_stages, results, robust_losses
+from tdsm_jax import files, label_stages, model_stages, refinement, results, robust_losses
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.pipeline import Unit
@@ -26,14 +26,15 @@ def reads_table(method: str) -> bool:
 
 def reads_posterior(method: str) -> bool:
     """Says whether training a method reads the posterior of the clean images."""
-    return method == "posterior" or method.startswith("relabel")
+    return method in ("posterior", "refined") or method.startswith("relabel")
 
 
 def units(run: Run) -> list[Unit]:
     """Returns the units of a run, in order."""
     if run.config.task == "robust_losses":
         return _robust_losses_units(run)
-    models = [unit for method in run.config.methods for unit in _model_units(run, method)]
+    in_order = sorted(run.config.methods, key=lambda method: method == "refined")  # which goes on from another
+    models = [unit for method in in_order for unit in _model_units(run, method)]
     return [*_label_units(run), *models, *_result_units(run)]
 
 
@@ -61,7 +62,8 @@ def _weight_units(run: Run, needed: str) -> list[Unit]:
     fits = (*_EDM, "classifier", "transition.estimator")
     learns = ("transition.volume_weight", "transition.rate", "transition.freeze_images", "stress.share")
     names = (name for f in range(run.config.classifier.folds) for name in run.classifier_files(f))
-    makes, given = ("classifier", *names), {**_given(run.config.classifier.init_from), **run.matrix_inputs}
+    named = {**_given(run.config.classifier.init_from), **_given(run.config.generated)}
+    makes, given = ("classifier", *names), {**named, **run.matrix_inputs}
     reads = ("transition.condition_limit", "transition.prior", "stress.logit_noise")
     table = ("weight_table.npz", "transition.json")
     units = [
@@ -89,7 +91,13 @@ def _model_units(run: Run, method: str) -> list[Unit]:
     if method.startswith("relabel"):
         reads = (*reads, "relabel")
     makes = (trained, f"{trained}/ema.npz")
+    before = []
+    if method == "refined":
+        made, needs = ("refined_posterior.npz", "refinement.json"), (*needs, "refine")
+        of = ("posterior", "score/posterior")
+        before = [_unit(run, "refine", refinement.refine, ("seed", "data", "refinement"), of, made)]
     return [
+        *before,
         _unit(run, trained, model_stages.train_score, reads, needs, makes, method, inputs=initial),
         _unit(run, sampled, model_stages.sample, ("sampling",), (trained,), pictures, method),
     ]
@@ -98,7 +106,7 @@ def _model_units(run: Run, method: str) -> list[Unit]:
 def _given(path: str) -> dict[str, str]:
     """The hash of the file that a config key names, if any; `UserError` where there is none of that name."""
     if path and not pathlib.Path(path).is_file():
-        raise UserError(f"{path}: no such file (a config key init_from names it)")
+        raise UserError(f"{path}: no such file (a config key init_from, or generated, names it)")
     return {path: files.file_digest(path)} if path else {}
 
 

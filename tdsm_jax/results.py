@@ -112,6 +112,7 @@ def collect_metrics(run: Run) -> dict[str, Any]:
         "real": real_measures(run),
         "transition": {k: table[k] for k in ("estimator", "relative_l1", "condition_number")},
         "classifier": table["classifier"],
+        **({"refinement": files.read_json(run.workdir / "refinement.json")} if "refined" in methods else {}),
         "seconds": pipeline.seconds(run.workdir),
         "label_file_hash": label_files.label_file_hash(run.label_file),
         "config_hash": files.digest(configuration.resolved(run.config)),
@@ -125,7 +126,9 @@ def write_report(run: Run) -> None:
     metrics = collect_metrics(run)
     table = files.read_json(run.workdir / "transition.json")
     images = {"real": run.grid(run.train_set.images, run.train_set.labels, run.num_classes)}
-    images |= {m: run.grid(*run.samples(m), run.num_classes) for m in run.config.methods}
+    for m in run.config.methods:
+        made = run.samples(m)
+        images[m] = run.grid(made.images, made.labels, run.num_classes)
     folds = [f"classifier/fold{f}" for f in range(run.config.classifier.folds)]  # of an ensemble the first member
     trained = [*folds, *(f"score/{m}" for m in run.config.methods if m != "init")]
     files.write_json(run.workdir / "metrics.json", metrics)

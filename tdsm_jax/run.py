@@ -182,6 +182,12 @@ class Run:
         """Returns the training images where `chosen` bool [N] is set, with the labels they were given."""
         return Labelled(self.train_set.images[chosen], self.y_tilde[chosen])
 
+    @functools.cached_property
+    def generated(self) -> Labelled | None:
+        """The samples that the config lets classifiers train on beside the training images, if any."""
+        path, K = self.config.generated, self.num_classes
+        return classifiers.read_samples(path, self.train_set.images.shape[1:], K) if path else None
+
     @property
     def classifier(self) -> Network:
         c, K = self.config.classifier, self.num_classes
@@ -231,7 +237,12 @@ class Run:
     @functools.cached_property
     def image_posterior(self) -> np.ndarray:
         """p(y | x0, y_tilde) of the training images, float32 [N,K]."""
-        return files.read_arrays(self.workdir / "image_posterior.npz")["w"]
+        return self.posterior_for("posterior")
+
+    def posterior_for(self, method: str) -> np.ndarray:
+        """Returns p(y | x0, y_tilde) of the training images, float32 [N,K], that a method draws labels from."""
+        name = "refined_posterior.npz" if method == "refined" else "image_posterior.npz"
+        return files.read_arrays(self.workdir / name)["w"]
 
     def labels_of(self, method: str) -> np.ndarray:
         """Returns the labels [N] that a method trains on."""
@@ -303,7 +314,7 @@ class Run:
             label_dropout=config.label_dropout,
             weights=m.weights,
             dropped_to_class_0=m.dropped_label == "class0" and rule != "own",
-            draws_labels=method == "posterior",
+            draws_labels=method in ("posterior", "refined"),
             augment=config.augment,
         )
 
@@ -329,11 +340,12 @@ class Run:
         config, seed = self.config.score, self.config.seed
         labels = self.labels_of(method)
         objective, given = self.objective(method), self.given_of(method)
+        posterior = self.posterior_for(method) if objective.draws_labels else None
 
         def batches(step: int) -> dict[str, np.ndarray]:
             index = batch_indices(seed, step, config.batch_size, len(labels))
             batch = self.labelled_batch(index, labels) | {"position": np.arange(config.batch_size)}
-            return batch | {"image_posterior": self.image_posterior[index]} if objective.draws_labels else batch
+            return batch if posterior is None else batch | {"image_posterior": posterior[index]}
 
         if given and self.config.mixture.packed and objective.own_gradient and objective.rule != "sampled":
             probes, probe_key = map(batches, range(PROBE_BATCHES)), stream_key(seed, "capacity")

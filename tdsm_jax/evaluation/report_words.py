@@ -16,6 +16,7 @@ METHODS = {  # name -> (label, what was trained), in the order of columns; a met
     "tdsm_threshold": ("TDSM, threshold", "classes of weight above tau, as published"),
     "tdsm_all": ("TDSM, all", "every class"),
     "tdsm_sampled": ("TDSM, sampled", "two classes drawn from the weights"),
+    "refined": ("Refined", "Posterior once more, p(y | image, noisy label) corrected by its first model"),
     "init": ("Given model", "as it was given"),
 }
 METRICS = {  # key -> (label, factor to the unit in the label, +1 if higher is better, explanation)

@@ -18,13 +18,19 @@ from tdsm_jax.labels.transition import log_volume
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (logits [B,K], y int [B]) -> [B]
 
 
-def forward_corrected(logits: jax.Array, y_tilde: jax.Array, log_S: jax.Array) -> jax.Array:
+def forward_corrected(
+    logits: jax.Array, y_tilde: jax.Array, log_S: jax.Array, clean: jax.Array | None = None
+) -> jax.Array:
     """Cross-entropy of the noisy labels under h S (Patrini et al. 2017); with log_S = log I plain cross-entropy.
 
-    Proper: its minimiser is the clean posterior h wherever S is invertible.
-    Shapes: logits of h [B,K], y_tilde int [B], log_S [K,K] -> [B].
+    Proper: its minimiser is the clean posterior h wherever S is invertible. Examples that are `clean` are known to
+    carry their clean label: I stands in for S, and they say nothing of it.
+    Shapes: logits of h [B,K], y_tilde int [B], log_S [K,K], clean bool [B] -> [B].
     """
-    return -jax.nn.logsumexp(jax.nn.log_softmax(logits) + log_S.T[y_tilde], axis=1)
+    evidence = log_S.T[y_tilde]
+    if clean is not None:  # before the logarithm of a sum, whose gradient is none where S makes a label impossible
+        evidence = jnp.where(clean[:, None], jnp.log(jnp.eye(len(log_S)))[y_tilde], evidence)
+    return -jax.nn.logsumexp(jax.nn.log_softmax(logits) + evidence, axis=1)
 
 
 def volmin(logits: jax.Array, y_tilde: jax.Array, log_S: jax.Array, volume_weight: float = 1e-4) -> jax.Array:

@@ -30,10 +30,14 @@ KEPT_STEPS = 32  # compiled steps that wait for another fit of the same settings
 
 
 class Labelled(NamedTuple):
-    """Images uint8 [N,H,W,C] and the labels int32 [N] that go with them."""
+    """Images uint8 [N,H,W,C], the labels int32 [N] that go with them, which of these are known to be clean, bool [N].
+
+    None: no label is.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    clean: np.ndarray | None = None
 
 
 class Fitted(NamedTuple):
@@ -84,7 +88,7 @@ def fit(
 
     With S the identity this is ordinary training. `seed` orders the batches, `key` draws everything else. The
     optional `directory` makes it resumable and changes nothing else. Raises `loop.Diverged`, and `UserError` for a
-    loss that cannot learn S.
+    loss that cannot learn S or tell clean labels from noisy ones.
     """
     if not settings.proper:
         logging.warning("%s: its loss is not proper: decisions may gain by it, but weights need calibration", label)
@@ -123,6 +127,8 @@ def train(
     """Does the training of `fit`, whose arguments and errors it has; all parameters are kept, none is chosen."""
     if S is None and not settings.proper:
         raise UserError("only the loss 'forward' on all examples learns S: use it, or give S")
+    if data.clean is not None and not settings.proper:
+        raise UserError("only the loss 'forward' on all examples tells clean labels from noisy ones")
     K = settings.network.num_classes
     init_key, step_key, held_key = jax.random.split(key, 3)
     params = initial_params(settings, data.images.shape[1:], init_key)
@@ -140,6 +146,8 @@ def train(
     def batches(number: int) -> dict[str, np.ndarray]:
         index = batch_indices(seed, number, batch_size, len(data.images))
         batch = {"x0": to_float(data.images[index]), "label": data.labels[index], "position": np.arange(batch_size)}
+        if data.clean is not None:
+            batch["clean"] = data.clean[index]
         return batch if targets is None else batch | {"index": index}
 
     evaluate = seen = None
@@ -239,6 +247,28 @@ def calibrated(settings: FitSettings, logits: jax.Array, seen: HeldOut, log_S: j
         per_sigma=settings.temperature_per_sigma and settings.process is not None,
         draws=seen.draws,
     )
+
+
+def with_clean(data: Labelled, more: Labelled) -> Labelled:
+    """Returns both sets as one, in which the labels of `more` are known to be clean."""
+    clean = np.arange(len(data.labels) + len(more.labels)) >= len(data.labels)
+    return Labelled(*(np.concatenate(both) for both in zip(data[:2], more[:2], strict=True)), clean)
+
+
+def read_samples(path: str | os.PathLike, image_shape: tuple[int, ...], num_classes: int) -> Labelled:
+    """Reads the samples of a run (samples/<method>.npz), to be examples of these shapes; else raises `UserError`."""
+    arrays = files.read_arrays(path)
+    if not {"images", "labels"} <= arrays.keys():
+        raise UserError(f"{path} holds no samples; give a samples/posterior.npz of a run")
+    images, labels = arrays["images"], arrays["labels"]
+    if images.dtype != np.uint8 or images.shape[1:] != tuple(image_shape):
+        raise UserError(
+            f"{path} holds images of {images.dtype} {images.shape[1:]}; the training images are uint8 {image_shape}"
+        )
+    whole = labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer)
+    if not whole or not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(f"{path}: its labels must be whole numbers below {num_classes}, one an image, at least one")
+    return Labelled(images, labels.astype(np.int32))
 
 
 def write_fitted(path: str | os.PathLike, fitted: Fitted) -> None:

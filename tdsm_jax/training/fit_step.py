@@ -126,7 +126,7 @@ def make_fit_step(settings: FitSettings) -> Callable:
     """Returns the per-device step(state, batch, key, given) -> (state, metrics) of `classifier.fit`.
 
     batch: x0 [B,H,W,C], label int [B], position int [B] (in the global batch), index int [B] (of the example, where
-    the loss is "elr").
+    the loss is "elr"), clean bool [B] (of the label, where the loss is "forward" and some are known to be).
     """
     network, process = settings.network, settings.process
     names = ("network", "peer") if settings.co_teaching else ("network",)
@@ -177,7 +177,7 @@ def example_losses(
     """Returns the loss of each example [B] and, for "elr", the new targets of these examples [B,K]."""
     parameters = dict(settings.loss_parameters)
     if settings.loss == "forward":
-        return forward_corrected(logits, batch["label"], log_S), None
+        return forward_corrected(logits, batch["label"], log_S, batch.get("clean")), None
     if settings.loss == "elr":
         return elr(logits, batch["label"], targets[batch["index"]], **parameters)
     return make_loss(settings.loss, **parameters)(logits, batch["label"]), None
