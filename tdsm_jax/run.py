@@ -1,9 +1,8 @@
-"""What the units of a run share: the data, the networks and the artifacts so far, each made or read on first use."""
+"""What the units of a run share: its data, networks and artifacts so far, each made or read on first use."""
 
 import dataclasses
 import functools
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,24 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tdsm_jax import config as configuration
 from tdsm_jax import files
-from tdsm_jax.data import human_labels, label_files, noise_files, sources
 from tdsm_jax.data.augment import LABEL_SIZE
 from tdsm_jax.data.batches import batch_indices
-from tdsm_jax.data.edm_zip import fingerprint
-from tdsm_jax.data.sources import Dataset, to_float
+from tdsm_jax.data.sources import to_float
 from tdsm_jax.diffusion.mixture import floor_slots
 from tdsm_jax.diffusion.process import EDM, PROCESSES, Process
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import grids
-from tdsm_jax.labels import corruption, transition
+from tdsm_jax.labels import transition
 from tdsm_jax.labels.correction import corrected, residual_matrix
 from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table
 from tdsm_jax.networks.classifier import Classifier
 from tdsm_jax.networks.mnist_cnn import MnistCNN
 from tdsm_jax.networks.resnet import BLOCKS, ResNet
 from tdsm_jax.networks.unet import UNet
+from tdsm_jax.run_data import RunData
 from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training import loop, model_file, parallel, score
 from tdsm_jax.training.classifier import Fitted, Labelled
@@ -52,11 +49,8 @@ class ScoreStep(NamedTuple):
     objective: score.Objective
 
 
-class Run:
+class Run(RunData):
     """One run: a config and a workdir."""
-
-    def __init__(self, config: Any, workdir: pathlib.Path):
-        self.config, self.workdir = config, workdir
 
     @functools.cached_property
     def process(self) -> Process:
@@ -81,112 +75,6 @@ class Run:
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         return parallel.data_mesh()
-
-    @functools.cached_property
-    def _splits(self) -> tuple[Dataset, Dataset]:
-        return sources.load(sources.DataSpec(**self.config.data))
-
-    @functools.cached_property
-    def _kept(self) -> np.ndarray:
-        """Indices of the training images that the class imbalance leaves."""
-        whole, ratio = self._splits[0], self.config.label_noise.imbalance
-        return corruption.imbalanced(whole.labels, ratio, whole.num_classes, self.config.seed)
-
-    @functools.cached_property
-    def data_inputs(self) -> dict[str, str]:
-        """Hashes of the archives and clean labels that the config names."""
-        data = self.config.data
-        return {path: fingerprint(path) for path in (data.path, data.test_path, data.labels_path) if path}
-
-    @functools.cached_property
-    def label_inputs(self) -> dict[str, str]:
-        """Hashes of the files that the config takes its label noise from."""
-        noise = self.config.label_noise
-        return {path: fingerprint(path) for path in (noise.path, noise.order_path) if path}
-
-    @functools.cached_property
-    def matrix_inputs(self) -> dict[str, str]:
-        """The hash of the file that the config takes S from."""
-        path = self.config.transition.path
-        return {path: fingerprint(path)} if path else {}
-
-    @functools.cached_property
-    def train_set(self) -> Dataset:
-        return sources.subset(self._splits[0], self._kept)
-
-    @property
-    def test_set(self) -> Dataset:
-        return self._splits[1]
-
-    @property
-    def num_classes(self) -> int:
-        return self.train_set.num_classes
-
-    @functools.cached_property
-    def new_labels(self) -> label_files.LabelFile:
-        """The label file that the config asks for: drawn, or read where config.label_noise.path names a file."""
-        noise, K, seed, data = self.config.label_noise, self.num_classes, self.config.seed, self.train_set
-        if noise.kind == "matrix":
-            S = noise_files.read_matrix(noise.path, K)
-            return label_files.make_from_matrix(data, S, seed, noise.exact)
-        if noise.kind == "human":
-            y_tilde = human_labels.read_human_labels(noise.path, data, noise.column, noise.order_path)
-            return label_files.import_labels(data, y_tilde)
-        if noise.kind == "file":
-            return label_files.import_labels(data, self.read_labels())
-        if noise.path:
-            S = corruption.transition_matrix(noise.kind, K, noise.rate, noise.table)
-            return label_files.import_labels(data, self.read_labels(), S)
-        table = noise.table if noise.kind == "asym" else ""
-        return label_files.draw(data, noise.kind, noise.rate, seed, table=table, exact=noise.exact)
-
-    @property
-    def known_S(self) -> np.ndarray:
-        """The matrix that the noisy labels are drawn from, or the one that those of a file realise."""
-        return self.new_labels.S
-
-    @functools.cached_property
-    def given_S(self) -> np.ndarray | None:
-        """The matrix that classifiers are fitted with, None where they learn it."""
-        config = self.config.transition
-        if config.estimator == "known":
-            return self.known_S
-        if config.estimator == "file":
-            return noise_files.read_matrix(config.path, self.num_classes)
-        return None if config.estimator == "volmin" else np.array(files.read_json(self.workdir / "estimate.json")["S"])
-
-    @property
-    def reads_noisy_posterior(self) -> bool:
-        """Whether S is estimated from classifiers of the noisy labels."""
-        return configuration.reads_noisy_posterior(self.config)
-
-    def read_labels(self) -> np.ndarray:
-        """Returns the noisy labels [N] that config.label_noise.path holds."""
-        data, path, column = self.config.data, self.config.label_noise.path, self.config.label_noise.column
-        if path != data.path and not label_files.is_dataset_json(path):
-            return label_files.read_given_labels(path, self.train_set, column)
-        y_tilde = sources.archive_labels(sources.DataSpec(**data), "" if path == data.path else path)
-        if y_tilde.max() >= self.num_classes:
-            raise UserError(f"{path} holds label {y_tilde.max()}, but {data.path} has {self.num_classes} classes")
-        return y_tilde[self._kept]
-
-    @functools.cached_property
-    def label_file(self) -> label_files.LabelFile:
-        return label_files.read(self.workdir / "labels.json")
-
-    @functools.cached_property
-    def y_tilde(self) -> np.ndarray:
-        return label_files.attach(self.label_file, self.train_set)
-
-    def given(self, chosen: np.ndarray) -> Labelled:
-        """Returns the training images where `chosen` bool [N] is set, with the labels they were given."""
-        return Labelled(self.train_set.images[chosen], self.y_tilde[chosen])
-
-    @functools.cached_property
-    def generated(self) -> Labelled | None:
-        """The samples that the config lets classifiers train on beside the training images, if any."""
-        path, K = self.config.generated, self.num_classes
-        return classifiers.read_samples(path, self.train_set.images.shape[1:], K) if path else None
 
     @property
     def classifier(self) -> Network:

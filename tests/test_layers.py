@@ -10,8 +10,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "tdsm_jax"
 ROOMS = (
     "__init__", "errors", "files", "runtime", "command",
     "labels", "networks", "diffusion", "data", "training", "evaluation", "interop",
-    "config", "pipeline", "run", "checks", "label_stages", "model_stages", "refinement", "results", "robust_losses",
-    "plan", "main", "benchmark",
+    "config", "pipeline", "run_data", "run", "checks", "label_stages", "model_stages", "refinement",
+    "results", "robust_losses", "plan", "main", "benchmark",
 )  # fmt: skip
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MATHS = [
