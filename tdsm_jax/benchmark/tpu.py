@@ -87,7 +87,8 @@ def main(arguments: argparse.Namespace) -> None:
                 print(f"{topology.name} K={run.num_classes} {record['program']}: {said}", file=sys.stderr, flush=True)
                 if arguments.json:
                     files.write_json(arguments.json, records)
-    print(f"compiler figures, not runs; {versions()}, {network_line(records[0])}\n")
+    print("compiler figures, not runs;", ", ".join(f"{name} {version}" for name, version in versions().items()))
+    print(network_line(records[0]), end="\n\n")
     print(table(records))
 
 
@@ -257,9 +258,8 @@ def classifier_cost(run: UnfittedRun) -> Cost:
 
     one_fold = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), run.cross_fitted)
     everywhere, split = PartitionSpec(), parallel.batch_spec(1)
-    mapped = jax.shard_map(
-        logits, mesh=run.mesh, in_specs=(split, everywhere), out_specs=split, check_vma=False
-    )  # fmt: skip
+    specs = {"in_specs": (split, everywhere), "out_specs": split}
+    mapped = jax.shard_map(logits, mesh=run.mesh, check_vma=False, **specs)
     return cost_of(jax.jit(mapped).lower(run.batch(), placed(one_fold, run.mesh)).compile())
 
 
