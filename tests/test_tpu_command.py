@@ -96,7 +96,7 @@ def test_the_branch_that_runs_sends_each_example_through_about_one_fold():
 
 def record(program, flops, topology="v5e:2x4"):
     cost = figures.Cost(flops, 1e11)
-    memory = {"arguments": 1e9, "temporaries": 2e9, "total": 3e9, "share": 0.1875}
+    memory = {"arguments": 1e9, "temporaries": 1.5e9, "code": 0.5e9, "total": 3e9, "share": 0.1875}
     return {
         "topology": topology,
         "chips": 8,
@@ -129,7 +129,7 @@ def test_the_table_has_a_row_a_program_and_says_what_does_not_fit():
     lines = figures.table(figures.with_ratios(RECORDS)).splitlines()
     assert lines[3] == (
         "| v5e:2x4 | 8 | 10 | floor | 1.35 (1.35) | 1.00 (1.00) | 13.50 | 100.0 | 135 (100) | 135.0, compute "
-        "| 1.00 + 2.00 = 3.00 (19%) | 2 all-reduce | 12 |"
+        "| 1.00 + 1.50 + 0.50 = 3.00 (19%) | 2 all-reduce | 12 |"
     )
     assert lines[4].startswith("| v5e:2x4 | 8 | 10 | sampling |  |  | 3.00 ")
     assert "does not fit" in lines[5]
@@ -149,7 +149,7 @@ def test_a_program_that_does_not_fit_is_a_record_and_no_traceback():
 
 def test_a_missing_compiler_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"install it with the extra: pip install 'tdsm_jax\[tpu\]'"):
+    with pytest.raises(UserError, match=r"install it with the extra: pip install -e '\.\[tpu\]'"):
         tpu.use_compiler()
 
 

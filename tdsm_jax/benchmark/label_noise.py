@@ -15,6 +15,7 @@ import pathlib
 from typing import NamedTuple
 
 from tdsm_jax import config as configuration
+from tdsm_jax import pipeline
 from tdsm_jax.benchmark.cells import measures, read_seeds, run_cell, with_arguments
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.evaluation.statistics import recovery
@@ -23,7 +24,7 @@ from tdsm_jax.evaluation.table import HEADINGS, cells, grid, spread
 NOISES = "sym:0.2,sym:0.4,sym:0.6,sym:0.8,asym:0.4,pair:0.4,instance:0.4"
 METHODS = "dsm,s_weighted,posterior,relabel,relabel_tdsm,tdsm_floor,tdsm_threshold,tdsm_all,tdsm_sampled"
 Results = dict[str, dict[int, dict]]  # method -> seed -> metrics
-STAGES = "labels,noisy_classifier,estimate,classifier,transition,posterior,score,sample,judge,measure"
+STAGES = ",".join(stage for stage in pipeline.STAGES if stage != "report")
 
 
 class Cell(NamedTuple):

@@ -45,7 +45,8 @@ def _operations(profile: Any) -> list[tuple[str, float]]:
     found = []
     for plane in on_device or profile.planes:
         for line in plane.lines:
-            if on_device or line.name.startswith("tf_XLA"):
+            # Other lines of a device hold whole steps and modules, which are these operations again.
+            if line.name.startswith(("XLA Ops", "Stream") if on_device else "tf_XLA"):
                 found += [(event.name, event.duration_ns) for event in line.events]
     return [(name, time) for name, time in found if not any(word in name for word in _NOT_OPERATIONS)]
 

@@ -35,6 +35,7 @@ _BATCH = flags.DEFINE_integer("batch", None, "Images a step and a sampling (conf
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Turns of each process.", 1)
 _STEPS = flags.DEFINE_integer("steps", 3, "Training steps of each task in a turn; of samplings there is one.", 1)
 _PYTHON = flags.DEFINE_string("torch_python", sys.executable, "The Python that has PyTorch; it needs no JAX.")
+_COMPILE = flags.DEFINE_bool("torch_compile", True, "Also time torch.compile, which takes minutes to compile on a CPU.")
 _THREADS = flags.DEFINE_integer("torch_threads", None, "Threads of PyTorch on the CPU (all that JAX may use).", 1)
 
 
@@ -60,7 +61,9 @@ def main(argv: list[str]) -> None:
         print(f"outputs agree to {max(errors.values()):.1e} of their size", flush=True)
         with compiling_afresh():  # PyTorch has no cache either
             ours = JaxTasks(run, params, batches, probe)
-            sides = {JAX: ours, EAGER: Variant(torch, "eager"), COMPILED: Variant(torch, "compile")}
+            sides = {JAX: ours, EAGER: Variant(torch, "eager")}
+            if _COMPILE.value:
+                sides[COMPILED] = Variant(torch, "compile")
             records = measure(sides, config.score.batch_size, _ROUNDS.value, _STEPS.value)
         figures = about(run) | {"pytorch": torch.ask("about"), "errors": errors}
     report = figures | {"capacity": ours.capacity, "records": records}

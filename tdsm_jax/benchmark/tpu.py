@@ -129,7 +129,7 @@ def config_of(arguments: argparse.Namespace, K: int) -> FrozenConfigDict:
 def use_compiler() -> None:
     """Makes the TPU compiler available and JAX compute on the CPU, or raises `UserError`."""
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("no TPU compiler here (libtpu); install it with the extra: pip install 'tdsm_jax[tpu]'")
+        raise UserError("no TPU compiler here (libtpu); install it with the extra: pip install -e '.[tpu]'")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")

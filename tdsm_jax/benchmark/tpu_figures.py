@@ -128,7 +128,7 @@ def with_ratios(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Returns the records as a Markdown table."""
     heads = ("topology", "chips", "classes", "program", "FLOPs / DSM (counted)", "bytes / DSM (counted)", "TFLOP")
-    heads += ("GB accessed", "FLOP/byte (ridge)", "roofline, ms", "arguments + temporaries = total, GB (of HBM)")
+    heads += ("GB accessed", "FLOP/byte (ridge)", "roofline, ms", "arguments + temporaries + code = total, GB (of HBM)")
     heads += ("collectives", "compile, s")
     lines = []
     for r in records:
@@ -144,14 +144,14 @@ def _figures(r: dict[str, Any]) -> list[str]:
         f"{r[f'{name}_ratio']:.2f} ({r[f'counted_{name}_ratio']:.2f})" if "flops_ratio" in r else ""
         for name in ("flops", "bytes")
     ]
-    gigabytes = [f"{memory[part] / 1e9:.2f}" for part in ("arguments", "temporaries", "total")]
+    *parts, total = (f"{memory[part] / 1e9:.2f}" for part in ("arguments", "temporaries", "code", "total"))
     return [
         *ratios,
         f"{r['flops'] / 1e12:.2f}",
         f"{r['bytes'] / 1e9:.1f}",
         f"{r['intensity']:.0f} ({r['ridge']:.0f})",
         f"{r['roofline_ms']:.1f}, {r['bound']}",
-        f"{gigabytes[0]} + {gigabytes[1]} = {gigabytes[2]} ({memory['share']:.0%})",
+        f"{' + '.join(parts)} = {total} ({memory['share']:.0%})",
         ", ".join(f"{count} {kind}" for kind, count in r["collectives"].items()) or "none",
         f"{r['compile_seconds']:.0f}",
     ]
