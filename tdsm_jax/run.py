@@ -32,7 +32,7 @@ from tdsm_jax.training.classifier import Fitted, Labelled
 from tdsm_jax.training.cross_fit import CrossFitted, Weigher, assign_folds, stack_folds
 from tdsm_jax.training.fit_step import Network
 from tdsm_jax.training.model_file import Model
-from tdsm_jax.training.state import Optimisation, TrainState, initial_state, stream_key
+from tdsm_jax.training.state import Optimisation, TrainState, initial_state, initial_variables, stream_key
 
 # On CPU convolutions inside a loop are twice as slow; elsewhere a call's overhead is shared.
 MOST_STEPS_A_CALL = 8
@@ -178,7 +178,8 @@ class Run(RunData):
         if self.config.init_from:
             return self.initial.params
         x, zero = jnp.zeros((1, *self.train_set.images.shape[1:])), jnp.zeros(1)
-        return self.network.init(stream_key(self.config.seed, "network"), x, zero, zero.astype(jnp.int32))
+        key = stream_key(self.config.seed, "network")
+        return initial_variables(self.network, key, x, zero, zero.astype(jnp.int32))
 
     def model(self, method: str) -> Model:
         """Returns the model that a method trained, or that `init` samples as it is."""

@@ -76,6 +76,8 @@ def test_the_environment_says_what_a_figure_depends_on():
         (("sampling", "--rounds=2"), "must be at least 3"),
         (("sampling", "--model=nowhere.npz"), "nowhere.npz"),
         (("convolution", "--rounds=0"), "must be at least 1"),
+        (("startup", "--rounds=0"), "must be at least 1"),
+        (("startup", "--config=nowhere.py"), "nowhere.py"),
     ],
 )
 def test_bad_arguments_end_in_one_line(arguments, said):
@@ -101,6 +103,18 @@ def test_sampling_is_measured_by_one_command(tmp_path):
     ]  # fmt: skip
     assert all(r["images_per_second"] > 0 and r["versions"] and r["date"] for r in records)
     assert "| 8 | 4 | 7 |" in done.stdout and "batch 8" in pathlib.Path(drawn).read_text()
+
+
+def test_starting_up_is_measured_by_one_command(tmp_path):
+    written = tmp_path / "startup.json"
+    done = call("startup", f"--config={SMOKE}", "--rounds=1", f"--out={tmp_path / 'out'}", f"--json={written}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    seconds = {record["what"]: record["milliseconds"] / 1e3 for record in json.loads(written.read_text())}
+    assert list(seconds) == [
+        "--help", "imports of a run", "first training step", "first training step, nothing compiled yet"
+    ]  # fmt: skip
+    assert all(seconds.values()) and "first training step" in done.stdout
+    assert any((tmp_path / "out" / "compiled").iterdir())
 
 
 def test_compiling_afresh_leaves_the_cache_of_compiled_programs_alone(tmp_path):

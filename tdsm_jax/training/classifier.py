@@ -23,7 +23,7 @@ from tdsm_jax.labels.losses import forward_corrected
 from tdsm_jax.training import loop, parallel
 from tdsm_jax.training.calibration import SIGMAS, Calibration, calibrate
 from tdsm_jax.training.fit_step import FitSettings, FitState, Network, classify, log_transition, make_fit_step
-from tdsm_jax.training.state import Params, flatten_params, initial_state, unflatten_params
+from tdsm_jax.training.state import Params, flatten_params, initial_state, initial_variables, unflatten_params
 
 HELD_OUT_BATCH = 1024  # bounds the memory of a look at the held-out images
 KEPT_STEPS = 32  # compiled steps that wait for another fit of the same settings
@@ -178,10 +178,10 @@ def compiled_step(settings: FitSettings, mesh: Mesh) -> Callable:
 
 def initial_params(settings: FitSettings, image_shape: tuple[int, ...], key: jax.Array) -> dict[str, Params]:
     """Returns the variables of the network, and of its peer where two teach each other."""
-    example = jnp.zeros((1, *image_shape))
-    params = {"network": settings.network.init(key, example, jnp.zeros(1))}
+    example = jnp.zeros((1, *image_shape)), jnp.zeros(1)
+    params = {"network": initial_variables(settings.network, key, *example)}
     if settings.co_teaching:
-        params["peer"] = settings.network.init(jax.random.fold_in(key, 1), example, jnp.zeros(1))
+        params["peer"] = initial_variables(settings.network, jax.random.fold_in(key, 1), *example)
     return params
 
 

@@ -1,6 +1,7 @@
 """The state of a training run and one update of it; random keys derived from (seed, stream, step, example)."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from flax import traverse_util
 
 from tdsm_jax.errors import UserError
@@ -71,6 +73,15 @@ class Optimisation:
         seen = (step + 1) * self.batch_size
         half_life = jnp.minimum(self.ema_half_life, seen * self.ema_ramp)
         return 0.5 ** (self.batch_size / jnp.maximum(half_life, 1e-8))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def initial_variables(network: nn.Module, key: jax.Array, *example: jax.Array) -> Params:
+    """Returns the variables of a network for inputs like `example`, drawn in one program.
+
+    Drawn operation by operation, compiling them takes longer than everything else before the first step.
+    """
+    return network.init(key, *example)
 
 
 def initial_state(params: Params, optimisation: Optimisation) -> TrainState:
