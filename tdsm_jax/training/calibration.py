@@ -86,15 +86,15 @@ def calibrate(
     data = tuple(map(jnp.asarray, (logits, sigma, y_tilde, log_S)))
     temperature = np.ones(len(SIGMAS))
     if criterion != "off":
-        cost = functools.partial(_nll_cost, data, draws)
-        temperature = _constant(cost)
+        costs = functools.partial(_costs, _nll_cost, (data, draws))
+        temperature = _constant(costs)
         if per_sigma:
-            temperature = _descend(cost, temperature)
+            temperature = _descend(costs, temperature)
     if criterion == "own_weight":
         S = np.exp(np.asarray(log_S, np.float64))
         target = expected_own_weight(S, clean_prior(S, np.asarray(y_tilde)))
-        cost = functools.partial(_own_cost, data, draws, target, jnp.asarray(temperature))
-        temperature = _descend(cost, temperature) if per_sigma else _constant(cost)
+        costs = functools.partial(_costs, _own_cost, (data, draws, target, jnp.asarray(temperature)))
+        temperature = _descend(costs, temperature) if per_sigma else _constant(costs)
     means = np.stack([_own_moments(data, T)[0] for T in (np.ones(len(SIGMAS)), temperature)])
     return Calibration(temperature, float(_nll(data, temperature).mean()), means)
 
@@ -135,15 +135,15 @@ def _roughness(values: jax.Array) -> jax.Array:
     return (jnp.diff(values) ** 2).sum() / (2 * NEIGHBOUR_STD**2)
 
 
-def _constant(cost: Callable[[jax.Array], jax.Array]) -> np.ndarray:
+def _constant(costs: Callable[[jax.Array], jax.Array]) -> np.ndarray:
     """Returns the best of `TEMPERATURES`, the same at all knots [G]."""
     tried = np.repeat(TEMPERATURES[:, None], len(SIGMAS), axis=1)
-    return tried[int(jnp.argmin(_costs(cost)(jnp.asarray(tried, jnp.float32))))]
+    return tried[int(jnp.argmin(costs(jnp.asarray(tried, jnp.float32))))]
 
 
-def _descend(cost: Callable[[jax.Array], jax.Array], start: np.ndarray) -> np.ndarray:
+def _descend(costs: Callable[[jax.Array], jax.Array], start: np.ndarray) -> np.ndarray:
     """Returns the temperatures [G] that no change of a single knot to another of `TEMPERATURES` improves."""
-    costs, best, lowest = _costs(cost), start, np.inf
+    best, lowest = start, np.inf
     for _ in range(SWEEPS):
         before = lowest
         for knot in range(len(SIGMAS)):
@@ -157,6 +157,10 @@ def _descend(cost: Callable[[jax.Array], jax.Array], start: np.ndarray) -> np.nd
     return best
 
 
-def _costs(cost: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """Returns the jitted map from rows of temperatures [T,G] to their costs [T], one at a time to spare memory."""
-    return jax.jit(lambda rows: jax.lax.map(cost, rows))
+@functools.partial(jax.jit, static_argnums=0)
+def _costs(cost: Callable[..., jax.Array], given: tuple, rows: jax.Array) -> jax.Array:
+    """Returns cost(*given, row) of rows of temperatures [T,G], as [T], one at a time to spare memory.
+
+    What is given is an argument of the program, so that all folds of a run share one.
+    """
+    return jax.lax.map(functools.partial(cost, *given), rows)
