@@ -100,6 +100,9 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "dropout": 0.0,
                 "dtype": "float32",  # of the network's arithmetic; parameters stay float32
             },
+            "parallel": {  # how a batch is shared by all devices: the same comes out
+                "backend": "shard_map",  # shard_map, pmap
+            },
             "compute": {  # how score networks are computed: the same comes out, so a run may change it and go on
                 "attention": "auto",  # implementation of jax.nn.dot_product_attention: auto, xla, cudnn (bfloat16, GPU)
                 "remat": False,  # activations twice instead of keeping them: less memory, a third more work

@@ -20,6 +20,7 @@ from tdsm_jax.labels.weights import WEIGHTS
 from tdsm_jax.networks.resnet import BLOCKS
 from tdsm_jax.networks.unet import ATTENTIONS, STYLES
 from tdsm_jax.training.calibration import CRITERIA
+from tdsm_jax.training.parallel import BACKENDS
 
 TDSM_RULES = tuple(rule for rule in RULES if rule not in ("own", "prior"))
 METHODS = (
@@ -267,6 +268,7 @@ _CHOICES = {
     "mixture.weights": tuple(WEIGHTS),
     "mixture.dropped_label": ("null", "class0"),
     "network.style": tuple(STYLES),
+    "parallel.backend": BACKENDS,
     "compute.attention": ATTENTIONS,
     "process.kind": tuple(PROCESSES),
     "network.dtype": ("float32", "bfloat16"),

@@ -1,4 +1,4 @@
-"""The one exception whose message is meant for the user of the command line."""
+"""The exceptions that are no bugs: what the user got wrong, and being asked to stop."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,10 @@ class UserError(ValueError):
 
     `main` prints the message and exits non-zero; every other exception is a bug and keeps its traceback.
     """
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved what there was to save; the same command goes on."""
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -13,12 +14,19 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tdsm_jax import hosts
 from tdsm_jax.errors import UserError
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Yields a binary file that takes its place at `path` only if the block ends without an error."""
+    """Yields a binary file that takes its place at `path` only if the block ends without an error.
+
+    Among several hosts one writes; what the others write goes nowhere.
+    """
+    if not hosts.is_writer():
+        yield io.BytesIO()
+        return
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
@@ -71,7 +79,7 @@ def file_digest(path: str | os.PathLike) -> str:
 
 def sweep_partials(directory: str | os.PathLike) -> None:
     """Removes what a killed process left of its atomic writes under `directory`."""
-    for partial in pathlib.Path(directory).rglob(".*.partial"):
+    for partial in pathlib.Path(directory).rglob(".*.partial") if hosts.is_writer() else ():
         partial.unlink(missing_ok=True)
 
 

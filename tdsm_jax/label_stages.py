@@ -13,7 +13,6 @@ from absl import logging
 from tdsm_jax import files
 from tdsm_jax.data import label_files
 from tdsm_jax.data.augment import augment, light
-from tdsm_jax.data.batches import in_batches
 from tdsm_jax.data.sources import to_float
 from tdsm_jax.diffusion.objectives import add_noise
 from tdsm_jax.labels import transition
@@ -29,6 +28,7 @@ from tdsm_jax.training.calibration import SIGMAS, own_weights, softened
 from tdsm_jax.training.classifier import Fitted, Labelled
 from tdsm_jax.training.cross_fit import cross_fitted_logits, fit_fold
 from tdsm_jax.training.fit_step import Augment, FitSettings, classify
+from tdsm_jax.training.parallel import in_batches, per_device
 from tdsm_jax.training.state import example_keys, normal_like, stream_key
 
 _FAR = 1e4  # between the features of two folds, whose own spread is 1
@@ -103,16 +103,20 @@ def out_of_fold(run: Run, fitted: Sequence[Fitted]) -> tuple[np.ndarray, np.ndar
     """
 
     @jax.jit
-    def look(one: Fitted, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def look(one: Fitted, batch: dict) -> tuple[jax.Array, jax.Array]:
+        x0 = batch["x0"]
         logits, features = classify(functools.partial(run.classifier.apply, one.params), None, x0, jnp.zeros(len(x0)))
         return jax.nn.softmax(softened(logits, one.temperature, jnp.ones(len(x0)))), features
 
-    def rows(f: int, index: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        return look(fitted[f], to_float(images[f][index]))
+    def rows_of(f: int, index: np.ndarray) -> dict[str, np.ndarray]:
+        return {"x0": to_float(images[f][index])}
 
     images = [run.train_set.images[run.fold == f] for f in range(len(fitted))]
     size = run.config.classifier.batch_size
-    seen = [in_batches(functools.partial(rows, f), len(images[f]), size) for f in range(len(fitted))]
+    seen = [
+        in_batches(functools.partial(look, one), functools.partial(rows_of, f), run.mesh, len(images[f]), size)
+        for f, one in enumerate(fitted)
+    ]
     width = seen[0][1].shape[1]
     p, features = np.empty((len(run.fold), run.num_classes)), np.empty((len(run.fold), width + 1))
     for f, (probabilities, values) in enumerate(seen):
@@ -228,7 +232,6 @@ def classifier_quality(run: Run, table: WeightTable) -> dict[str, Any]:
     key, weigher, cross_fitted = stream_key(run.config.seed, "classifier_quality"), run.weigher, run.cross_fitted
     uncalibrated = cross_fitted._replace(temperature=jnp.ones_like(cross_fitted.temperature))
 
-    @jax.jit
     def measure(batch: dict) -> tuple[jax.Array, ...]:
         x0, sigma, y_tilde = batch["x0"], batch["sigma"], batch["label"]
         x_t = add_noise(x0, sigma, normal_like(example_keys(key, batch["level"][0], batch["position"]), x0))
@@ -236,13 +239,15 @@ def classifier_quality(run: Run, table: WeightTable) -> dict[str, Any]:
         w, raw_own = posterior(table, logits, y_tilde), own_weights(raw, y_tilde, table.log_S)
         return jax.nn.softmax(logits), w, raw_own, forward_corrected(logits, y_tilde, table.log_S)
 
-    def at(level: int, index: np.ndarray) -> tuple[jax.Array, ...]:
+    def rows_of(level: int, index: np.ndarray) -> dict[str, np.ndarray]:
         sigma, levels = np.float32(QUALITY_SIGMAS[level]), np.full(len(index), level)
-        batch = run.labelled_batch(index) | {"sigma": np.full(len(index), sigma), "level": levels, "position": index}
-        return measure(batch)
+        return run.labelled_batch(index) | {"sigma": np.full(len(index), sigma), "level": levels, "position": index}
 
-    size = run.config.classifier.batch_size
-    rows = [in_batches(functools.partial(at, level), len(y), size) for level in range(len(QUALITY_SIGMAS))]
+    size, seen = run.config.classifier.batch_size, per_device(measure, run.mesh)
+    rows = [
+        in_batches(seen, functools.partial(rows_of, level), run.mesh, len(y), size)
+        for level in range(len(QUALITY_SIGMAS))
+    ]
     each = np.arange(len(y))
     return {
         "sigma": QUALITY_SIGMAS.tolist(),
@@ -261,12 +266,11 @@ def make_posterior(run: Run) -> None:
     """classifiers + table + y_tilde -> image_posterior.npz: p(y | x0, y_tilde) of every clean training image"""
     weigher, cross_fitted, table = run.weigher, run.cross_fitted, run.table
 
-    @jax.jit
     def posterior_of(batch: dict) -> jax.Array:
         sigma = jnp.full(batch["label"].shape, CLEAN_SIGMA)
         logits = cross_fitted_logits(weigher, cross_fitted, batch["x0"], sigma, batch["fold"])
         return posterior(table, logits, batch["label"])
 
     size = run.config.classifier.batch_size
-    w = in_batches(lambda index: posterior_of(run.labelled_batch(index)), len(run.y_tilde), size)
+    w = in_batches(per_device(posterior_of, run.mesh), run.labelled_batch, run.mesh, len(run.y_tilde), size)
     files.write_arrays(run.workdir / "image_posterior.npz", {"w": w})

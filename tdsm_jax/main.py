@@ -9,19 +9,21 @@ One command does the whole job and may be interrupted: the same command goes on 
   python -m tdsm_jax.main --stages=sample --config.init_from=MODEL/ema.npz --workdir=runs/samples
 
 Any key of configs/base.py can be set: --config.score.steps=2000. Results stand in WORKDIR/report.html and
-WORKDIR/metrics.json.
+WORKDIR/metrics.json. Every device of the machine is used. On several hosts start the same command on each, with a
+workdir that all of them see; launch/ has scripts for TPU pods, Slurm and Kubernetes. SIGTERM saves and stops.
 """
 
 import json
 import pathlib
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import FrozenConfigDict, config_flags
 
 from tdsm_jax import config as configuration
-from tdsm_jax import files, pipeline, runtime
-from tdsm_jax.errors import UserError
+from tdsm_jax import files, hosts, pipeline, runtime
+from tdsm_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and its arguments: configs/digits.py:noise=sym,rate=0.4", lock_config=True
@@ -29,6 +31,16 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's artifacts; the same one resumes it.")
 _STAGES = flags.DEFINE_list("stages", [], f"Do only these: {', '.join(pipeline.STAGES)}.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and the plan, do nothing.")
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "on", "off"],
+    "Run with other hosts. auto: under Slurm with several tasks, on GKE's TPU slices, or with the three flags below.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the machine does not say it.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many hosts there are.", 1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this host, from 0.", 0)
+_START_TIMEOUT = flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the other hosts.", 1)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Make again what the workdir holds of another config.")
 
 
@@ -44,6 +56,10 @@ def main(argv: list[str]) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; give a folder")
     runtime.configure(compilation_cache=str(workdir / "compiled"))
+    hosts.start(_DISTRIBUTED.value, given_place(), _START_TIMEOUT.value)
+    hosts.check_equal(files.digest(configuration.resolved(config)), "the config")
+    hosts.listen_for_stop()
+    hosts.listen_for_maintenance()
     # Imported here: these are slow, and neither --help nor the refusal of a bad config needs them.
     from tdsm_jax import checks, plan
     from tdsm_jax.run import Run
@@ -57,13 +73,25 @@ def main(argv: list[str]) -> None:
         print(json.dumps(configuration.resolved(config), indent=2))
         print(pipeline.describe(planned, todo))
         return
+    hosts.barrier("planned")  # from here on files change
     pipeline.check_undamaged(planned, workdir)
     if not _OVERWRITE.value:
         pipeline.check_unchanged(todo, workdir)
     files.sweep_partials(workdir)
     pipeline.execute(todo, workdir)
     made = [workdir / path for p in todo for path in p.unit.makes if (workdir / path).is_file()]
+    hosts.finish()
     logging.info("made %s", ", ".join(str(path) for path in made[-2:]) or "nothing: everything is there already")
+
+
+def given_place() -> hosts.Place | None:
+    """Returns who this host is, as the command line says; None where it says nothing."""
+    given = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    if given == (None, None, None):
+        return None
+    if None in given:
+        raise UserError("give --coordinator=HOST:PORT, --num_processes=N and --process_id=I together, or none of them")
+    return hosts.Place(*given)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -95,17 +123,25 @@ def complete(argv: list[str]) -> list[str]:
 
 
 def entry_point() -> None:
-    """Runs the command line; a `UserError` is printed as one line, with exit code 2."""
+    """Runs the command line; a `UserError` is printed as one line, with exit code 2, a stop ends with 0."""
     logging.set_verbosity(logging.INFO)
     try:
         sys.argv = complete(sys.argv)  # where config_flags looks for overrides
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        hosts.leave(2)
+    except Stopped:
+        print("stopped as asked; the same command goes on from here", file=sys.stderr)
+        hosts.finish()
+        sys.exit(0)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(130)
+        hosts.leave(130)
+    except Exception:  # a bug, or a host whose peer is gone
+        traceback.print_exc()
+        hosts.await_explanation()
+        hosts.leave(1)
 
 
 if __name__ == "__main__":

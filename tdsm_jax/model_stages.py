@@ -1,12 +1,13 @@
 """The stages that make models and samples: each reads artifacts of a run and writes its own."""
 
 import functools
+import pathlib
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from tdsm_jax import files
+from tdsm_jax import files, hosts
 from tdsm_jax.data import sources
 from tdsm_jax.diffusion import sampling
 from tdsm_jax.diffusion.guidance import guided
@@ -29,6 +30,7 @@ def train_score(run: Run, method: str) -> None:
         begin.state,
         begin.batches,
         begin.key,
+        batch_size=run.config.score.batch_size,
         schedule=run.score_schedule,
         mesh=run.mesh,
         directory=run.workdir / "score" / method,
@@ -52,7 +54,10 @@ def sampling_call(network: UNet, process: Process, guidance: float = 1.0) -> Cal
 
 
 def sample(run: Run, method: str) -> None:
-    """EMA parameters -> samples/<method>.npz (images, labels) and .png (rows = classes)"""
+    """EMA parameters -> samples/<method>.npz (images, labels) and .png (rows = classes)
+
+    Every batch is kept in samples/<method>.parts until all are there: an interrupted sampling goes on after them.
+    """
     config, model = run.config.sampling, run.model(method)
     if config.guidance != 1 and not model.network.num_classes:
         raise UserError("config key sampling.guidance must be 1 for a network without labels: it has nothing to guide")
@@ -64,15 +69,29 @@ def sample(run: Run, method: str) -> None:
     latents_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), model.image_shape)))
     labels = np.arange(config.per_class * K, dtype=np.int32) % K  # sample i depends on i alone
     size = min(config.batch_size, parallel.round_up(len(labels)))
-    images = []
-    with Progress(f"sample/{method}", -(-len(labels) // size), size) as progress:
-        for start in range(0, len(labels), size):
-            index = np.arange(start, start + size) % len(labels)  # the last batch is filled up
+    parts = run.workdir / "samples" / f"{method}.parts"
+    images = finished_parts(parts)
+    done = sum(map(len, images))
+    hosts.check_equal(str(done), f"the number of finished images in {parts}, as seen")
+    with Progress(f"sample/{method}", -(-(len(labels) - done) // size), size) as progress:
+        for start in range(done, len(labels), size):
+            hosts.stop_if_asked()
+            index = (start + run.mesh.rows(size)) % len(labels)  # the last batch is filled up
             batch = parallel.split({"index": index, "label": labels[index]}, run.mesh)
             bound = functools.partial(lambda label, x, sigma: denoise(params, x, sigma, label), batch["label"])
-            made = sampling.heun(bound, latents_of(batch["index"]), sigmas)
-            images.append(sources.to_uint8(np.asarray(made)))
+            made = parallel.gather(sampling.heun(bound, latents_of(batch["index"]), sigmas))
+            images.append(sources.to_uint8(made)[: len(labels) - start])
+            files.write_arrays(parts / f"{start:08d}.npz", {"images": images[-1]})
             progress.update()
-    images = np.concatenate(images)[: len(labels)]
+    images = np.concatenate(images)
     files.write_arrays(run.workdir / "samples" / f"{method}.npz", {"images": images, "labels": labels})
     run.write_grid(f"samples/{method}.png", images, labels, K)
+
+
+def finished_parts(folder: pathlib.Path) -> list[np.ndarray]:
+    """Returns the images of the batches that an interrupted sampling has finished, without a gap from the first on."""
+    images, done = [], 0
+    while (path := folder / f"{done:08d}.npz").exists():
+        images.append(files.read_arrays(path)["images"])
+        done += len(images[-1])
+    return images

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from tdsm_jax import __version__, files
+from tdsm_jax import __version__, files, hosts
 from tdsm_jax import config as configuration
 from tdsm_jax.errors import UserError, did_you_mean
 
@@ -31,7 +31,7 @@ class Unit:
 
     `reads` are the config keys and sections that change its result, `needs` the units it builds on, `makes`
     the files and folders under the workdir that it writes, `run` the work, `inputs` a hash of each
-    file from elsewhere that it depends on.
+    file from elsewhere that it depends on, `scratch` what it writes to go on from and needs no more when it is done.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Unit:
     makes: tuple[str, ...]
     run: Callable[[], None]
     inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    scratch: tuple[str, ...] = ()
 
     @property
     def stage(self) -> str:
@@ -143,19 +144,28 @@ def check_unchanged(todo: list[Planned], workdir: pathlib.Path) -> None:
 
 
 def execute(todo: list[Planned], workdir: pathlib.Path) -> None:
-    """Runs the units in order. A unit begun earlier with the same hash goes on where it stopped."""
+    """Runs the units in order. A unit begun earlier with the same hash goes on where it stopped.
+
+    All hosts run every unit; one writes, and none reads before it has.
+    """
     for number, p in enumerate(todo, start=1):
+        hosts.stop_if_asked()
         manifest = read_manifest(workdir, p.unit.name)
         resumed = manifest is not None and manifest["values"] == p.values
-        if not resumed:
+        hosts.barrier(f"{p.unit.name} planned")
+        if not resumed and hosts.is_writer():
             manifest_path(workdir, p.unit.name).unlink(missing_ok=True)  # before what it vouches for
-            for made in p.unit.makes:
+            for made in (*p.unit.makes, *p.unit.scratch):
                 _remove(workdir / made)
         logging.info("[%d/%d] %s%s", number, len(todo), p.unit.name, ", going on" if resumed else "")
         write_manifest(workdir, p, finished=False, seconds=0.0, resumed=resumed)
+        hosts.barrier(f"{p.unit.name} begun")
         start = time.perf_counter()
         p.unit.run()
         write_manifest(workdir, p, finished=True, seconds=time.perf_counter() - start, resumed=resumed)
+        for left in p.unit.scratch if hosts.is_writer() else ():
+            _remove(workdir / left)
+        hosts.barrier(f"{p.unit.name} finished")
 
 
 def _remove(path: pathlib.Path) -> None:
@@ -188,7 +198,7 @@ def write_manifest(workdir: pathlib.Path, p: Planned, *, finished: bool, seconds
             "files": {
                 made: files.file_digest(workdir / made)
                 for made in p.unit.makes
-                if finished and (workdir / made).is_file()
+                if finished and hosts.is_writer() and (workdir / made).is_file()
             },
             "versions": versions(),
             "backend": jax.default_backend(),

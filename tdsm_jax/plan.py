@@ -78,10 +78,11 @@ def _weight_units(run: Run, needed: str) -> list[Unit]:
 
 def _model_units(run: Run, method: str) -> list[Unit]:
     trained, sampled = f"score/{method}", f"sample/{method}"
-    pictures = (f"samples/{method}.npz", f"samples/{method}.png")
+    pictures, parts = (f"samples/{method}.npz", f"samples/{method}.png"), (f"samples/{method}.parts",)
     initial = _given(run.config.init_from)
     if method == "init":
-        return [_unit(run, sampled, model_stages.sample, ("seed", "sampling"), (), pictures, method, inputs=initial)]
+        reads = ("seed", "sampling")
+        return [_unit(run, sampled, model_stages.sample, reads, (), pictures, method, inputs=initial, scratch=parts)]
     reads = ("seed", "data", "network", "process", "score")
     needs = () if method == "clean" else ("labels",)
     if reads_table(method):
@@ -99,7 +100,7 @@ def _model_units(run: Run, method: str) -> list[Unit]:
     return [
         *before,
         _unit(run, trained, model_stages.train_score, reads, needs, makes, method, inputs=initial),
-        _unit(run, sampled, model_stages.sample, ("sampling",), (trained,), pictures, method),
+        _unit(run, sampled, model_stages.sample, ("sampling",), (trained,), pictures, method, scratch=parts),
     ]
 
 
@@ -147,7 +148,8 @@ def _unit(
     makes: tuple[str, ...],
     *arguments: Any,
     inputs: Mapping[str, str] = MappingProxyType({}),
+    scratch: tuple[str, ...] = (),
 ) -> Unit:
     if "data" in reads:  # the training images: also what class imbalance leaves of them
         reads, inputs = (*reads, "label_noise.imbalance"), {**inputs, **run.data_inputs}
-    return Unit(name, reads, needs, makes, functools.partial(work, run, *arguments), inputs)
+    return Unit(name, reads, needs, makes, functools.partial(work, run, *arguments), inputs, scratch)

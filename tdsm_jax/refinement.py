@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tdsm_jax import files
+from tdsm_jax import files, hosts
 from tdsm_jax.data.sources import to_float
 from tdsm_jax.diffusion import likelihood
 from tdsm_jax.diffusion.process import make_denoiser
@@ -44,14 +44,15 @@ def log_evidence(run: Run) -> np.ndarray:
     size = min(run.config.sampling.batch_size, parallel.round_up(N))
     with Progress("refine", -(-N // size), size) as progress:
         for start in range(0, N, size):
-            index = np.arange(start, start + size) % N  # the last batch is filled up
+            hosts.stop_if_asked()
+            index = (start + run.mesh.rows(size)) % N  # the last batch is filled up
             images = to_float(run.train_set.images[index])
             batch, new = parallel.split({"x0": images, "position": index}, run.mesh), min(size, N - start)
             for level, (sigma, share) in enumerate(zip(sigmas, shares, strict=True)):
                 for look in range(level * c.draws, (level + 1) * c.draws):
                     # A loop over classes in Python: all at once would take K times the memory.
                     errors = [error(params, batch, look, np.float32(sigma), y) for y in range(K)]
-                    found[start : start + new] -= share / c.draws * np.stack(errors, axis=1)[:new]
+                    found[start : start + new] -= share / c.draws * parallel.gather(jnp.stack(errors, axis=1))[:new]
             progress.update()
     return found
 

@@ -49,7 +49,7 @@ def fit_judge(run: Run) -> None:
 def look(run: Run, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the judge's verdicts [N] and features [N,D]."""
     params = classifiers.read_fitted(run.workdir / "judge" / "judge.npz").params
-    return judge.look(run.judge, params, images)
+    return judge.look(run.judge, params, images, run.mesh)
 
 
 def measure(run: Run, method: str) -> None:
@@ -57,7 +57,7 @@ def measure(run: Run, method: str) -> None:
     made = run.samples(method)
     seen, features = look(run, made.images)
     trained_on_made = fit_plain(run, made, f"measures/{method}/cas").params
-    guessed, _ = judge.look(run.judge, trained_on_made, run.test_set.images)
+    guessed, _ = judge.look(run.judge, trained_on_made, run.test_set.images, run.mesh)
     values = {
         **accuracies("label_fidelity", seen, made.labels, run.num_classes),
         **accuracies("cas", guessed, run.test_set.labels, run.num_classes),

@@ -72,16 +72,16 @@ def accuracies(run: Run, which: Fit, loss: str, train: Labelled, validation: Lab
     test = Labelled(run.test_set.images, run.test_set.labels)
     last, best = trained.state.train.ema_params, trained.state.best_params
     return {
-        "last": accuracy(settings, last, test),
-        "best": accuracy(settings, best, test),
+        "last": accuracy(run, settings, last, test),
+        "best": accuracy(run, settings, best, test),
         "validation": 1 - float(trained.state.best_loss),
-        "reproduced": accuracy(settings, last, train),
+        "reproduced": accuracy(run, settings, last, train),
     }
 
 
-def accuracy(settings: FitSettings, params: Params, data: Labelled) -> float:
+def accuracy(run: Run, settings: FitSettings, params: Params, data: Labelled) -> float:
     """Returns the share of the labels that a plain classifier gives the images."""
-    seen = classifiers.make_held_out(settings, data, jax.random.key(0))  # clean images: the key goes unused
+    seen = classifiers.make_held_out(settings, data, jax.random.key(0), run.mesh)  # clean images: the key goes unused
     return float(np.mean(seen.logits(params).argmax(axis=1) == seen.labels))
 
 

@@ -44,9 +44,15 @@ class ScoreStep(NamedTuple):
 
     step: parallel.DataParallel
     state: TrainState
-    batches: Callable[[int], dict[str, np.ndarray]]
+    batches: loop.Batches
     key: jax.Array
     objective: score.Objective
+    mesh: parallel.DataMesh
+    batch_size: int
+
+    def batch(self, number: int) -> dict[str, Any]:
+        """Returns a batch on the devices, as the step takes it."""
+        return parallel.feed(self.batches(number, self.mesh.rows(self.batch_size)), self.mesh)
 
 
 class Run(RunData):
@@ -73,8 +79,8 @@ class Run(RunData):
         return model_file.read(self.config.init_from)
 
     @functools.cached_property
-    def mesh(self) -> jax.sharding.Mesh:
-        return parallel.data_mesh()
+    def mesh(self) -> parallel.DataMesh:
+        return parallel.data_mesh(backend=self.config.parallel.backend)
 
     @property
     def classifier(self) -> Network:
@@ -231,13 +237,15 @@ class Run(RunData):
         objective, given = self.objective(method), self.given_of(method)
         posterior = self.posterior_for(method) if objective.draws_labels else None
 
-        def batches(step: int) -> dict[str, np.ndarray]:
-            index = batch_indices(seed, step, config.batch_size, len(labels))
-            batch = self.labelled_batch(index, labels) | {"position": np.arange(config.batch_size)}
+        def batches(step: int, position: np.ndarray) -> dict[str, np.ndarray]:
+            index = batch_indices(seed, step, config.batch_size, len(labels))[position]
+            batch = self.labelled_batch(index, labels) | {"position": position}
             return batch if posterior is None else batch | {"image_posterior": posterior[index]}
 
         if given and self.config.mixture.packed and objective.own_gradient and objective.rule != "sampled":
-            probes, probe_key = map(batches, range(PROBE_BATCHES)), stream_key(seed, "capacity")
+            whole = np.arange(config.batch_size)
+            probes = (batches(step, whole) for step in range(PROBE_BATCHES))
+            probe_key = stream_key(seed, "capacity")
             capacity = score.measure_capacity(self.weigher, self.process, objective, given, probes, probe_key)
             objective = dataclasses.replace(objective, capacity=capacity)
         step = self.per_device_step(objective)
@@ -247,6 +255,8 @@ class Run(RunData):
             batches,
             stream_key(seed, "score"),
             objective,
+            self.mesh,
+            config.batch_size,
         )
 
     def samples(self, method: str) -> Labelled:

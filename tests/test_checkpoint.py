@@ -342,8 +342,8 @@ def test_other_arrays_are_a_user_error(two_steps, change, message):
 
 
 def test_another_format_is_a_user_error(copy, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
-    with pytest.raises(UserError, match="checkpoint format 1, this version reads 2"):
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    with pytest.raises(UserError, match="checkpoint format 2, this version reads 3"):
         Checkpoints(copy).restore(make_state(0))
 
 

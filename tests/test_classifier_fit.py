@@ -99,7 +99,7 @@ def test_the_best_held_out_step_is_kept():
     held_out = Labelled(bars()[0][::2], corrupt(bars()[1], symmetric(3, 0.4), seed=2)[::2])
     best = fit(y_tilde, S=np.eye(3), steps=200, held_out=held_out)
     settings = FitSettings(NETWORK, FAST, loop.Schedule(1, 1, 1), None)
-    seen = classifiers.make_held_out(settings, held_out, stream_key(0, "any"))
+    seen = classifiers.make_held_out(settings, held_out, stream_key(0, "any"), parallel.data_mesh())
     log_S = jnp.log(jnp.eye(3))
     last = fit(y_tilde, S=np.eye(3), steps=200, held_out=held_out, stopping=False)
     nll_best, nll_last = (

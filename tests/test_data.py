@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from tdsm_jax.data import batches, edm_zip, sources
+from tdsm_jax.data import edm_zip, sources
 from tdsm_jax.data.batches import batch_indices
 from tdsm_jax.data.sources import Dataset, DataSpec
 from tdsm_jax.errors import UserError
@@ -277,17 +277,3 @@ def test_the_batch_order_is_pinned():
 def test_impossible_batches_are_refused(arguments):
     with pytest.raises(UserError):
         batch_indices(*arguments)
-
-
-@pytest.mark.parametrize(("count", "size"), [(10, 4), (8, 4), (3, 8), (1, 1)])
-def test_in_batches_sees_every_example_in_order_and_never_more_than_a_batch(count, size):
-    seen = []
-
-    def rows(index):
-        seen.append(len(index))
-        return index * 2, np.stack([index, index], axis=1)
-
-    doubled, pairs = batches.in_batches(rows, count, size)
-    assert doubled.tolist() == [2 * i for i in range(count)] and pairs.shape == (count, 2)
-    assert set(seen) == {min(size, count)}  # one shape: one compilation
-    assert batches.in_batches(lambda index: index + 1, count, size).tolist() == [i + 1 for i in range(count)]

@@ -29,8 +29,8 @@ def quadratic(state: TrainState, batch, key):
     return update(state, gradient, PLAIN), {"loss": loss}
 
 
-def batches(step):
-    return {"x": np.full((8, 3), np.sin(step), np.float32), "position": np.arange(8)}
+def batches(step, position):
+    return {"x": np.full((len(position), 3), np.sin(step), np.float32), "position": position}
 
 
 def run(directory, steps, step_fn=None, **options):
@@ -41,6 +41,7 @@ def run(directory, steps, step_fn=None, **options):
         initial_state({"w": jnp.zeros(3)}, PLAIN),
         batches,
         stream_key(0, "toy"),
+        batch_size=8,
         schedule=schedule,
         mesh=parallel.data_mesh(),
         directory=directory,
@@ -145,6 +146,7 @@ def test_a_call_of_several_steps_does_not_go_on_from_between_two_calls(tmp_path)
             initial_state({"w": jnp.zeros(3)}, PLAIN),
             batches,
             stream_key(0, "toy"),
+            batch_size=8,
             schedule=loop.Schedule(12, log_every=2, save_every=4, steps_a_call=2),
             mesh=parallel.data_mesh(),
             directory=tmp_path,

@@ -112,7 +112,7 @@ def test_labels_are_drawn_from_the_refined_posterior(tmp_path):
     for method, w in (("posterior", run.image_posterior), ("refined", run.image_posterior[:, ::-1])):
         begin = run.score_step(method)
         assert begin.objective.draws_labels
-        batch = begin.batches(0)
+        batch = begin.batches(0, np.arange(begin.batch_size))
         whole = {tuple(row) for row in w}
         assert {tuple(row) for row in batch["image_posterior"]} <= whole
 

@@ -7,7 +7,7 @@ import sys
 
 from tdsm_jax.errors import did_you_mean
 
-COMMANDS = ("step", "sampling", "convolution", "startup", "torch", "tpu", "stress", "estimators", "label_noise")
+COMMANDS = ("step", "sampling", "convolution", "startup", "torch", "tpu", "stress", "estimators", "label_noise", "soak")
 
 
 def listing() -> str:

@@ -73,7 +73,7 @@ def first_step(arguments: argparse.Namespace) -> None:
     config = configuration.load_module(pathlib.Path(path)).get_config(given)
     run = carry_out(config, out / "run", ("labels",))
     begin = run.score_step("dsm")
-    jax.block_until_ready(begin.step(begin.state, begin.batches(0), begin.key))
+    jax.block_until_ready(begin.step(begin.state, begin.batch(0), begin.key))
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:

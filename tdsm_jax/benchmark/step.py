@@ -119,11 +119,11 @@ class TimedStep:
     """A training step with its state and the seconds its calls took."""
 
     def __init__(self, score: ScoreStep):
-        self._given, self._batches, self._key, self._state = score.step.given, score.batches, score.key, score.state
+        self._given, self._batch, self._key, self._state = score.step.given, score.batch, score.key, score.state
         self.capacity = score.objective.capacity
         with compiling_afresh():
             start = time.perf_counter()
-            self._compiled = score.step.lower(score.state, score.batches(0), score.key).compile()
+            self._compiled = score.step.lower(score.state, score.batch(0), score.key).compile()
             self.compile_seconds = time.perf_counter() - start
         self.seconds: list[float] = []
         self.take()  # warms up
@@ -135,7 +135,7 @@ class TimedStep:
 
     def advance(self) -> TrainState:
         """Starts one step and returns its state."""
-        batch = self._batches(len(self.seconds))
+        batch = self._batch(len(self.seconds))
         self._state, _ = self._compiled(self._state, batch, self._key, self._given)
         return self._state
 

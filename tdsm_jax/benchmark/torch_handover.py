@@ -81,8 +81,8 @@ def stirred_params(run: Run) -> Params:
 
 def make_batches(run: Run) -> list[dict[str, np.ndarray]]:
     """Returns the first batches of the run, which both sides train on."""
-    batches = run.score_step("dsm").batches
-    return [batches(number) for number in range(BATCHES)]
+    batches, whole = run.score_step("dsm").batches, np.arange(run.config.score.batch_size)
+    return [batches(number, whole) for number in range(BATCHES)]
 
 
 def make_probe(run: Run) -> Probe:

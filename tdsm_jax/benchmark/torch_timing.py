@@ -47,7 +47,7 @@ class JaxTasks:
 
         def take() -> Any:
             nonlocal state
-            state, _ = begin.step(state, parallel.split(next(endless), run.mesh), begin.key)
+            state, _ = begin.step(state, parallel.feed(next(endless), run.mesh), begin.key)
             return state
 
         return take

@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from tdsm_jax import config as configuration
@@ -56,6 +56,7 @@ from tdsm_jax.run import Run
 from tdsm_jax.training import parallel
 from tdsm_jax.training.calibration import SIGMAS
 from tdsm_jax.training.cross_fit import CrossFitted, cross_fitted_logits, group_size
+from tdsm_jax.training.parallel import DataMesh
 from tdsm_jax.training.state import stream_key
 
 RULES = ("dsm", "floor", "sampled")  # their programs depend on no weights, as the packing of the others does
@@ -135,7 +136,7 @@ def use_compiler() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def mesh_of(topology: Topology) -> Mesh:
+def mesh_of(topology: Topology) -> DataMesh:
     """Returns the mesh of a topology's chips, each of them one device."""
     from jax.experimental import topologies
 
@@ -151,7 +152,7 @@ def mesh_of(topology: Topology) -> Mesh:
 class UnfittedRun(Run):
     """A run over the devices of `mesh` that has made-up images, and classifiers that are shapes alone."""
 
-    def __init__(self, config: FrozenConfigDict, mesh: Mesh, images_per_chip: int):
+    def __init__(self, config: FrozenConfigDict, mesh: DataMesh, images_per_chip: int):
         super().__init__(config, pathlib.Path())
         self.mesh, self.images_per_chip = mesh, images_per_chip
 
@@ -176,9 +177,9 @@ class UnfittedRun(Run):
         return placed(jax.tree.map(jnp.asarray, one), self.mesh, self.batch_size)
 
 
-def placed(tree: Any, mesh: Mesh, rows: int | None = None) -> Any:
+def placed(tree: Any, mesh: DataMesh, rows: int | None = None) -> Any:
     """Returns the shapes of a tree on the mesh: copies everywhere, or `rows` rows split over the devices."""
-    sharding = NamedSharding(mesh, PartitionSpec() if rows is None else parallel.batch_spec(1))
+    sharding = mesh.sharding(PartitionSpec() if rows is None else parallel.batch_spec(1))
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         whole = leaf.shape if rows is None else (rows, *leaf.shape[1:])
@@ -259,7 +260,7 @@ def classifier_cost(run: UnfittedRun) -> Cost:
     one_fold = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), run.cross_fitted)
     everywhere, split = PartitionSpec(), parallel.batch_spec(1)
     specs = {"in_specs": (split, everywhere), "out_specs": split}
-    mapped = jax.shard_map(logits, mesh=run.mesh, check_vma=False, **specs)
+    mapped = jax.shard_map(logits, mesh=run.mesh.devices, check_vma=False, **specs)
     return cost_of(jax.jit(mapped).lower(run.batch(), placed(one_fold, run.mesh)).compile())
 
 

@@ -1,8 +1,6 @@
 """Which examples make up which batch: a pure function of (seed, step), so there is no state to resume."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -30,19 +28,6 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> n
         inside = epoch == e
         indices[inside] = _permutation(int(seed), e, int(num_examples))[offset[inside]]
     return indices
-
-
-def in_batches(function: Callable[[np.ndarray], Any], num_examples: int, batch_size: int) -> Any:
-    """Returns the arrays that `function` makes of all examples, called with the indices of a batch at a time.
-
-    Each array (or tuple of arrays) has one row an example. What a network needs for one batch bounds the memory;
-    the last batch is filled up from the start, so that one compiled program serves all.
-    """
-    size = min(batch_size, num_examples)
-    parts = [function(np.arange(start, start + size) % num_examples) for start in range(0, num_examples, size)]
-    if isinstance(parts[0], tuple):
-        return tuple(np.concatenate(rows)[:num_examples] for rows in zip(*parts, strict=True))
-    return np.concatenate(parts)[:num_examples]
 
 
 @functools.lru_cache(maxsize=4)

@@ -4,7 +4,7 @@ Orbax stores the arrays; on its own it takes an empty step directory for a check
 and casts to another dtype without a word. A manifest beside each step says what must be there:
 
     directory/00001000/       the pytree, as Orbax writes it
-    directory/00001000.json   shape, dtype and SHA-256 of every array, size and SHA-256 of every file
+    directory/00001000.json   shape, dtype and SHA-256 of every array, size and SHA-256 of every file; measure, notes
 
 The manifest is written last and removed first, so a step with a manifest was once complete.
 """
@@ -21,27 +21,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from tdsm_jax import files
+from tdsm_jax import files, hosts
 from tdsm_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 _ADVICE = "use the configuration that wrote it or another directory"
 _ENTRY = re.compile(r"(\d{8}|[1-9]\d{8,})(\.json|\.orbax-checkpoint-tmp.*)?")
 
 
 class Checkpoints:
-    """The newest `keep` states of one run, each saved while training goes on.
+    """The newest `keep` states of one run and the one of the lowest measure, each saved while training goes on.
 
     One run writes to a directory at a time: opening it removes what a killed run left unfinished. Every
     process of a multi-host run makes the same calls in the same order, on a directory they all see; each
-    process holds the whole state (replicated arrays).
+    process holds the whole state (replicated arrays), and the first one writes it.
 
     Args:
       directory: where the steps live; created if missing.
-      keep: how many complete steps to keep, at least 1.
+      keep: how many of the newest complete steps to keep, at least 1.
 
     Raises:
       UserError: `keep` is below 1.
@@ -53,19 +52,28 @@ class Checkpoints:
         self._root = pathlib.Path(directory).absolute()
         self._keep = keep
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        self._in_flight: tuple[int, concurrent.futures.Future] | None = None
+        self._in_flight: tuple[int, float | None, concurrent.futures.Future] | None = None
         _silence_orbax()
-        self._root.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
+        if hosts.is_writer():
+            self._root.mkdir(parents=True, exist_ok=True)
             _remove_unfinished(self._root)
-        self._good = _steps_with_manifest(self._root)
+        hosts.barrier(f"open {self._root}")
+        self._good = {step: _measure(self._root, step) for step in _steps_with_manifest(self._root)}
         self._damaged: set[int] = set()
 
     def latest_step(self) -> int | None:
         """Returns the newest complete step, None without one; a save in progress counts after `wait`."""
         return max(self._good, default=None)
 
-    def save(self, step: int, state: Any) -> None:
+    def best_step(self) -> int | None:
+        """Returns the complete step of the lowest measure, None where none was measured."""
+        return _best(self._good)
+
+    def notes(self, step: int) -> dict[str, Any]:
+        """Returns the notes that an undamaged step was saved with."""
+        return _read_manifest(self._root, step)["notes"]
+
+    def save(self, step: int, state: Any, *, measure: float | None = None, notes: dict[str, Any] | None = None) -> None:
         """Starts saving `state` as `step` and returns; the state may be donated right after.
 
         Waits first for the save before, whose failure, if any, is raised here. Saving a complete step again
@@ -74,16 +82,19 @@ class Checkpoints:
         Args:
           step: number of training steps done.
           state: pytree of arrays, replicated or on one device; no typed PRNG keys, nothing of size zero.
+          measure: what the best step has the lowest of.
+          notes: JSON values to find again with the step.
         """
         self.wait()
         if step in self._good:
             return
         # On CPU device_get gives views: without the copy, what follows could reach what is being written.
         host = jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(state))
-        if jax.process_index() == 0:
+        if hosts.is_writer():
             _manifest_path(self._root, step).unlink(missing_ok=True)
         response = ocp.save_async(_step_path(self._root, step), host, overwrite=True)
-        self._in_flight = step, self._background.submit(self._finish, step, host, response)
+        about = {"measure": measure, "notes": notes or {}}
+        self._in_flight = step, measure, self._background.submit(self._finish, step, host, response, about)
 
     def wait(self) -> None:
         """Blocks until the save in progress, if any, is durable; raises what went wrong in it.
@@ -92,10 +103,10 @@ class Checkpoints:
         """
         if self._in_flight is None:
             return
-        (step, finished), self._in_flight = self._in_flight, None
+        (step, measure, finished), self._in_flight = self._in_flight, None
         finished.result()
-        multihost_utils.sync_global_devices(f"checkpoint {step} complete")
-        self._good = self._newest(self._good | {step})
+        hosts.barrier(f"checkpoint {step} complete")
+        self._good = self._kept(self._good | {step: measure})
         self._damaged.clear()  # the save has pruned them
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
@@ -117,10 +128,10 @@ class Checkpoints:
                 host = _read(self._root, step, like)
             except _Damaged as damage:
                 logging.warning("checkpoint step %d in %s is damaged, not used: %s", step, self._root, damage)
-                self._good.remove(step)
+                del self._good[step]
                 self._damaged.add(step)
             else:
-                multihost_utils.assert_equal(step, "hosts read different steps; is the directory shared?")
+                hosts.check_equal(str(step), f"the newest checkpoint in {self._root}, as seen")
                 return step, jax.tree.map(_place, host, like)
         if self._damaged:
             raise UserError(
@@ -129,17 +140,25 @@ class Checkpoints:
             )
         return None
 
-    def _finish(self, step: int, host: Any, response: Any) -> None:
+    def _finish(self, step: int, host: Any, response: Any, about: dict[str, Any]) -> None:
         response.result()
-        if jax.process_index() != 0:
+        if not hosts.is_writer():
             return
-        _write_manifest(self._root, step, host)
-        kept = self._newest(self._good | {step})
-        for old in _steps_on_disk(self._root) - kept:
+        _write_manifest(self._root, step, host, about)
+        kept = self._kept(self._good | {step: about["measure"]})
+        for old in _steps_on_disk(self._root) - kept.keys():
             _remove(self._root, old)
 
-    def _newest(self, steps: set[int]) -> set[int]:
-        return set(sorted(steps)[-self._keep :])
+    def _kept(self, steps: dict[int, float | None]) -> dict[int, float | None]:
+        """Returns those of the complete steps that stay: the newest and the best."""
+        stay = {*sorted(steps)[-self._keep :], _best(steps)}
+        return {step: measure for step, measure in steps.items() if step in stay}
+
+
+def _best(measures: dict[int, float | None]) -> int | None:
+    """Returns the step of the lowest measure, the newest of equals; None where none has one."""
+    measured = [step for step, measure in measures.items() if measure is not None]
+    return min(measured, key=lambda step: (measures[step], -step), default=None)
 
 
 class _Damaged(Exception):
@@ -191,11 +210,20 @@ def _read_manifest(root: pathlib.Path, step: int) -> dict[str, Any]:
     return manifest
 
 
-def _write_manifest(root: pathlib.Path, step: int, host: Any) -> None:
+def _measure(root: pathlib.Path, step: int) -> float | None:
+    """Returns the measure of a step, None also where its manifest is damaged, which restoring will tell."""
+    try:
+        return _read_manifest(root, step)["measure"]
+    except (_Damaged, UserError):
+        return None
+
+
+def _write_manifest(root: pathlib.Path, step: int, host: Any, about: dict[str, Any]) -> None:
     directory = _step_path(root, step)
     manifest = {
         "format": FORMAT,
         "step": step,
+        **about,
         "arrays": {
             name: {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": _checksum(array)}
             for name, array in _named_leaves(host).items()

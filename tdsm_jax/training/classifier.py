@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 
 from tdsm_jax import files
-from tdsm_jax.data.batches import batch_indices, in_batches
+from tdsm_jax.data.batches import batch_indices
 from tdsm_jax.data.sources import to_float
 from tdsm_jax.diffusion.objectives import add_noise
 from tdsm_jax.diffusion.process import EDM
@@ -23,6 +22,7 @@ from tdsm_jax.labels.losses import forward_corrected
 from tdsm_jax.training import loop, parallel
 from tdsm_jax.training.calibration import SIGMAS, Calibration, calibrate
 from tdsm_jax.training.fit_step import FitSettings, FitState, Network, classify, log_transition, make_fit_step
+from tdsm_jax.training.parallel import DataMesh
 from tdsm_jax.training.state import Params, flatten_params, initial_state, initial_variables, unflatten_params
 
 HELD_OUT_BATCH = 1024  # bounds the memory of a look at the held-out images
@@ -79,7 +79,7 @@ def fit(
     label: str,
     settings: FitSettings,
     S: np.ndarray | None,  # [K,K]; None learns it (VolMinNet)
-    mesh: Mesh,
+    mesh: DataMesh,
     seed: int,
     held_out: Labelled | None = None,
     directory: pathlib.Path | None = None,
@@ -119,7 +119,7 @@ def train(
     label: str,
     settings: FitSettings,
     S: np.ndarray | None,
-    mesh: Mesh,
+    mesh: DataMesh,
     seed: int,
     held_out: Labelled | None = None,
     directory: pathlib.Path | None = None,
@@ -143,16 +143,16 @@ def train(
     state = FitState(initial_state(params, settings.optimisation), best, jnp.float32(jnp.inf), targets)
     batch_size = settings.optimisation.batch_size
 
-    def batches(number: int) -> dict[str, np.ndarray]:
-        index = batch_indices(seed, number, batch_size, len(data.images))
-        batch = {"x0": to_float(data.images[index]), "label": data.labels[index], "position": np.arange(batch_size)}
+    def batches(number: int, position: np.ndarray) -> dict[str, np.ndarray]:
+        index = batch_indices(seed, number, batch_size, len(data.images))[position]
+        batch = {"x0": to_float(data.images[index]), "label": data.labels[index], "position": position}
         if data.clean is not None:
             batch["clean"] = data.clean[index]
         return batch if targets is None else batch | {"index": index}
 
     evaluate = seen = None
     if held_out is not None:
-        seen = make_held_out(settings, held_out, held_key)
+        seen = make_held_out(settings, held_out, held_key, mesh)
         name, measure = HELD_OUT_MEASURES[settings.stopping_by]
         evaluate = functools.partial(keep_best, name, lambda p: measure(seen.logits(p), seen.labels, log_S_of(p)))
 
@@ -162,6 +162,7 @@ def train(
         state,
         batches,
         step_key,
+        batch_size=batch_size,
         schedule=settings.schedule,
         mesh=mesh,
         directory=directory,
@@ -171,7 +172,7 @@ def train(
 
 
 @functools.lru_cache(maxsize=KEPT_STEPS)
-def compiled_step(settings: FitSettings, mesh: Mesh) -> Callable:
+def compiled_step(settings: FitSettings, mesh: DataMesh) -> Callable:
     """Returns the jitted step of all fits of these settings: labels, S and keys are data, so it is compiled once."""
     return parallel.compiled(make_fit_step(settings), mesh)
 
@@ -185,7 +186,7 @@ def initial_params(settings: FitSettings, image_shape: tuple[int, ...], key: jax
     return params
 
 
-def make_held_out(settings: FitSettings, held_out: Labelled, key: jax.Array) -> HeldOut:
+def make_held_out(settings: FitSettings, held_out: Labelled, key: jax.Array, mesh: DataMesh) -> HeldOut:
     """Returns the held-out images at fixed noise, ready to be looked at with any parameters, a batch at a time."""
     x0, N = to_float(held_out.images), len(held_out.images)
     draws = settings.held_out_draws if settings.process else 1
@@ -200,8 +201,14 @@ def make_held_out(settings: FitSettings, held_out: Labelled, key: jax.Array) -> 
     look = functools.partial(logits_of, settings.network, settings.process)
 
     def logits(params: Params) -> jax.Array:
-        rows = in_batches(lambda index: look(params["network"], x_t[index], sigma[index]), len(x_t), HELD_OUT_BATCH)
-        return jnp.asarray(rows)
+        def see(batch: dict) -> jax.Array:
+            return look(params["network"], batch["x_t"], batch["sigma"])
+
+        def rows_of(index: np.ndarray) -> dict[str, np.ndarray]:
+            return {"x_t": x_t[index], "sigma": sigma[index]}
+
+        # Not to be stopped: training saves its state after the look, and goes on from there.
+        return jnp.asarray(parallel.in_batches(see, rows_of, mesh, len(x_t), HELD_OUT_BATCH, stoppable=False))
 
     return HeldOut(logits, jnp.asarray(sigma), jnp.tile(jnp.asarray(held_out.labels), draws), draws)
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from tdsm_jax.data.batches import batch_indices
 from tdsm_jax.diffusion.process import EDM, per_example
@@ -18,6 +17,7 @@ from tdsm_jax.training import classifier
 from tdsm_jax.training.calibration import SIGMAS, softened
 from tdsm_jax.training.classifier import Fitted, Labelled
 from tdsm_jax.training.fit_step import FitSettings, Network, classify
+from tdsm_jax.training.parallel import DataMesh
 from tdsm_jax.training.state import Params
 
 GROUP_SLACK = 1.3  # room of a fold's group in a batch, over its expected share
@@ -57,7 +57,7 @@ def fit_fold(
     label: str,
     settings: FitSettings,
     S: np.ndarray | None,
-    mesh: Mesh,
+    mesh: DataMesh,
     seed: int,
     members: int = 1,
     held_out: Labelled | None = None,
@@ -86,7 +86,7 @@ def fit_fold(
         )
     if members == 1 or held_out is None:
         return fitted
-    seen = classifier.make_held_out(settings, held_out, jax.random.fold_in(key, members))
+    seen = classifier.make_held_out(settings, held_out, jax.random.fold_in(key, members), mesh)
     logits = mean_logits(jnp.stack([seen.logits({"network": f.params}) for f in fitted]))
     log_S = jnp.log(jnp.asarray(np.mean([f.S for f in fitted], axis=0), jnp.float32))
     temperature, nll, _ = classifier.calibrated(settings, logits, seen, log_S)

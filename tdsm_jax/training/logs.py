@@ -9,7 +9,7 @@ from typing import Any, Self, TextIO
 
 import tqdm
 
-from tdsm_jax import files
+from tdsm_jax import files, hosts
 from tdsm_jax.errors import UserError
 
 PLAIN_INTERVAL = 30.0  # seconds between progress lines where there is no terminal
@@ -21,12 +21,17 @@ class MetricLog:
     What was written after `resume_step` is dropped on opening, so a run that was interrupted and resumed ends
     with the same file as one that was not.
 
+    Among several hosts one writes.
+
     Args:
       directory: where `metrics.jsonl` and `tensorboard/` go; created if missing.
       resume_step: the step training continues from, 0 for a fresh run.
     """
 
     def __init__(self, directory: str | pathlib.Path, *, resume_step: int):
+        self._file = self._tensorboard = None
+        if not hosts.is_writer():
+            return
         path = _metrics_path(directory)
         kept = [line for line, record in _complete_lines(path) if record["step"] <= resume_step]
         files.write_text(path, "".join(kept))
@@ -35,6 +40,8 @@ class MetricLog:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Appends one record; it is in the file when this returns."""
+        if self._file is None:
+            return
         record = {"step": int(step)} | {name: float(value) for name, value in metrics.items()}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -44,7 +51,8 @@ class MetricLog:
 
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from tdsm_jax.errors import UserError
+from tdsm_jax import hosts
+from tdsm_jax.errors import Stopped, UserError
 from tdsm_jax.training import parallel
 from tdsm_jax.training.checkpoint import Checkpoints
 from tdsm_jax.training.logs import MetricLog, Progress
+
+Batches = Callable[[int, np.ndarray], dict[str, np.ndarray]]  # step, positions in its global batch -> those rows
 
 
 class Diverged(UserError):
@@ -48,74 +50,115 @@ def run(
     label: str,
     step_fn: Callable[[Any, dict, jax.Array], tuple[Any, dict]],  # (state, batch, key) -> (state, metrics)
     state: Any,
-    batches: Callable[[int], dict[str, np.ndarray]],  # step -> global batch, a pure function
+    batches: Batches,  # a pure function; each host asks for its own rows
     key: jax.Array,
     *,
+    batch_size: int,
     schedule: Schedule,
-    mesh: Mesh,
+    mesh: parallel.DataMesh,
     directory: pathlib.Path | None = None,
     evaluate: Callable[[Any], tuple[Any, dict]] | None = None,
 ) -> Any:
     """Returns the state after `schedule.steps` steps.
 
     With a `directory`, checkpoints and metrics are kept there, and a run that finds checkpoints goes on from
-    the newest good one to the very state an uninterrupted run reaches. `evaluate` may replace the state (to
-    remember the best parameters). A non-finite loss raises `Diverged` with its step, before anything is saved.
+    the newest good one to the very state and log an uninterrupted run reaches. `evaluate` may replace the state (to
+    remember the best parameters). A non-finite loss raises `Diverged` with its step, before anything is saved; a
+    request to stop (SIGTERM) raises `Stopped` once the state is saved.
     """
     state, key = parallel.replicate((state, key), mesh)
     checkpoints = Checkpoints(directory / "checkpoints") if directory else None
-    restored = checkpoints.restore(state) if checkpoints else None
-    start, state = restored or (0, state)
+    start, state = (checkpoints.restore(state) if checkpoints else None) or (0, state)
     if start % schedule.steps_a_call:
         raise UserError(
             f"{label} goes on from step {start}, of which steps_a_call={schedule.steps_a_call} is no divisor"
         )
+    pending = Pending(label, checkpoints.notes(start) if checkpoints and start else {})
     log = MetricLog(directory, resume_step=start) if directory else None
-    pending: list[dict] = []  # metrics of the steps since the last record, still on the devices
-
-    def record(step: int) -> dict[str, float]:
-        """Averages the pending metrics into one log record; stops at the first non-finite loss."""
-        fetched = jax.device_get(pending)
-        values = {name: np.concatenate([np.atleast_1d(metrics[name]) for metrics in fetched]) for name in fetched[0]}
-        bad = np.flatnonzero(~np.isfinite(values["loss"]))
-        if len(bad):
-            raise Diverged(
-                f"{label}: the loss is {values['loss'][bad[0]]} at step {step - len(values['loss']) + 1 + bad[0]}; "
-                "lower the learning rate or set clip_norm, in another --workdir or with --overwrite"
-            )
-        pending.clear()
-        means = {name: float(np.mean(column)) for name, column in values.items()}
-        if log:
-            log.write(step, means)
-        return means
 
     def batch_of(step: int) -> dict[str, jax.Array]:
-        """Puts the batches of a call that ends at `step` on the devices."""
+        """Puts this host's rows of the batches of a call that ends at `step` on its devices."""
         if per_call == 1:
-            return parallel.split(batches(step - 1), mesh)
-        several = [batches(number) for number in range(step - per_call, step)]
+            return parallel.feed(batches(step - 1, rows), mesh)
+        several = [batches(number, rows) for number in range(step - per_call, step)]
         stacked = {name: np.stack([batch[name] for batch in several]) for name in several[0]}
-        return parallel.split(stacked, mesh, per_call)
+        return parallel.feed(stacked, mesh, per_call)
 
-    per_call, batch_size = schedule.steps_a_call, len(next(iter(batches(0).values())))
+    per_call, rows = schedule.steps_a_call, mesh.rows(batch_size)
     try:
         with Progress(label, schedule.steps, batch_size, initial_step=start) as progress:
             for step in range(start + per_call, schedule.steps + 1, per_call):
                 state, metrics = step_fn(state, batch_of(step), key)
-                pending.append(metrics)
-                last = step == schedule.steps
-                shown = record(step) if step % schedule.log_every == 0 or last else {}
+                pending.add(metrics)
+                last, shown = step == schedule.steps, {}
+                if step % schedule.log_every == 0 or last:
+                    shown = pending.means(step)
+                    if log:
+                        log.write(step, shown)
                 if evaluate and (last or (schedule.evaluate_every and step % schedule.evaluate_every == 0)):
                     state, measured = evaluate(state)
-                    shown |= measured
+                    shown = shown | measured
                     if log:
                         log.write(step, measured)
-                if checkpoints and (last or step % schedule.save_every == 0):
-                    checkpoints.save(step, state)
+                stopping = not last and hosts.stop_asked()
+                in_turn = last or step % schedule.save_every == 0
+                if checkpoints and (in_turn or stopping):
+                    checkpoints.save(step, state, **pending.at_save(step, in_turn))
                 progress.update(per_call, **shown)
+                if stopping:
+                    raise Stopped
     finally:
         if checkpoints:
             checkpoints.wait()
         if log:
             log.close()
     return state
+
+
+class Pending:
+    """The metrics of the steps since the last log record, still on the devices, and the losses since the last save.
+
+    A save may fall between two records: its `notes` hold what the next one will need.
+    """
+
+    def __init__(self, label: str, notes: dict[str, Any]):
+        self._label = label
+        self._metrics: list[dict] = []
+        if saved := notes.get("pending"):
+            self._metrics.append({name: np.asarray(values, np.float32) for name, values in saved.items()})
+        self._losses: list[float] = notes.get("losses", [])
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        self._metrics.append(metrics)
+
+    def means(self, step: int) -> dict[str, float]:
+        """Returns the mean of each metric since the last call."""
+        values = self._fetch(step)
+        self._metrics.clear()
+        means = {name: float(np.mean(column)) for name, column in values.items()}
+        self._losses.append(means["loss"])
+        return means
+
+    def at_save(self, step: int, in_turn: bool) -> dict[str, Any]:
+        """Returns what is saved beside the state: the mean loss since the last save as its measure, or the notes.
+
+        A save out of turn measures nothing, so that those in turn measure what they would without it.
+        """
+        if in_turn:
+            measure, self._losses = float(np.mean(self._losses)), []
+            return {"measure": measure}
+        values = {name: column.tolist() for name, column in self._fetch(step).items()} if self._metrics else {}
+        return {"notes": {"pending": values, "losses": list(self._losses)}}
+
+    def _fetch(self, step: int) -> dict[str, np.ndarray]:
+        """Brings the metrics to the host; the first loss that is not finite raises `Diverged`."""
+        fetched = jax.device_get(self._metrics)
+        values = {name: np.concatenate([np.atleast_1d(metrics[name]) for metrics in fetched]) for name in fetched[0]}
+        bad = np.flatnonzero(~np.isfinite(values["loss"]))
+        if len(bad):
+            raise Diverged(
+                f"{self._label}: the loss is {values['loss'][bad[0]]} at step "
+                f"{step - len(values['loss']) + 1 + bad[0]}; lower the learning rate or set clip_norm, "
+                "in another --workdir or with --overwrite"
+            )
+        return values

@@ -1,0 +1,280 @@
+"""Several devices and several hosts: the same numbers, all stop together, a lost one is noticed, any number goes on."""
+
+import http.server
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tdsm_jax import hosts
+from tdsm_jax.errors import UserError
+from test_main import ROOT, command, environment
+
+SMOKE = "configs/digits.py:smoke,methods=tdsm"
+CHEAP = "configs/digits.py:smoke,methods=dsm"
+TO_SAMPLES = "--stages=labels,score,sample"
+LONG = "--config.score.steps=2000"  # more than a test waits for
+TOLERANCE = {"rtol": 2e-3, "atol": 2e-5}  # of parameters after twenty steps of Adam, whose sums are ordered otherwise
+
+
+def devices(count):
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+    return environment() | {"XLA_FLAGS": flags}
+
+
+def launch(log, *arguments, config, count):
+    return subprocess.Popen(
+        command(*arguments, config=config),
+        cwd=ROOT,
+        env=devices(count),
+        stdout=subprocess.DEVNULL,
+        stderr=log.open("w"),
+    )
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def as_hosts(folder, number, *arguments, config, count, port=None):
+    """Starts the hosts of one run; their standard errors stand in folder/hostI."""
+    folder.mkdir(exist_ok=True)
+    shared = (f"--coordinator=localhost:{port or free_port()}", f"--num_processes={number}", *arguments)
+    return [
+        launch(folder / f"host{i}", f"--process_id={i}", *shared, config=config, count=count) for i in range(number)
+    ]
+
+
+def finish(processes, folder=None, codes=(0, 0)):
+    found = tuple(process.wait(timeout=300) for process in processes)
+    logs = [(folder / f"host{i}").read_text()[-3000:] for i in range(len(processes))] if folder else []
+    assert found == codes[: len(found)], (found, *logs)
+
+
+def wait_for(path, processes, seconds=200):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert all(process.poll() is None for process in processes), "a process ended early"
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.02)
+
+
+def parameters(workdir, method):
+    with np.load(workdir / "score" / method / "ema.npz") as stored:
+        return {name: stored[name] for name in stored.files if name != "description"}
+
+
+def assert_same_run(a, b, method):
+    one, other = parameters(a, method), parameters(b, method)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], err_msg=name, **TOLERANCE)
+    images = [np.load(w / "samples" / f"{method}.npz")["images"].astype(int) for w in (a, b)]
+    difference = np.abs(images[0] - images[1])
+    assert difference.mean() < 0.2 and difference.max() <= 8, (difference.mean(), difference.max())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run that all others must equal: one device of one host, every stage."""
+    folder = tmp_path_factory.mktemp("alone")
+    finish([launch(folder / "host0", f"--workdir={folder / 'run'}", config=SMOKE, count=1)], folder)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def cheap(tmp_path_factory):
+    """The same with plain DSM, as far as its samples."""
+    folder = tmp_path_factory.mktemp("cheap")
+    finish([launch(folder / "host0", f"--workdir={folder / 'run'}", TO_SAMPLES, config=CHEAP, count=1)], folder)
+    return folder / "run"
+
+
+def test_two_hosts_of_four_devices_do_what_one_device_does(alone, tmp_path):
+    workdir = tmp_path / "run"
+    finish(as_hosts(tmp_path / "logs", 2, f"--workdir={workdir}", config=SMOKE, count=4), tmp_path / "logs")
+    assert_same_run(workdir, alone, "tdsm")
+    assert (
+        (workdir / "report.html").exists()
+        and not list(workdir.rglob("*.partial"))
+        and not list(workdir.rglob("*.parts"))
+    )
+    assert {path.name for path in workdir.iterdir()} == {path.name for path in alone.iterdir()}
+
+
+@pytest.mark.parametrize(("backend", "count"), [("pmap", 8), ("shard_map", 2)])
+def test_any_number_of_devices_does_what_one_does(cheap, tmp_path, backend, count):
+    arguments = (f"--workdir={tmp_path / 'run'}", TO_SAMPLES, f"--config.parallel.backend={backend}")
+    finish([launch(tmp_path / "host0", *arguments, config=CHEAP, count=count)], tmp_path)
+    assert_same_run(tmp_path / "run", cheap, "dsm")
+
+
+def test_pmap_on_two_hosts_does_what_one_device_does(cheap, tmp_path):
+    arguments = (f"--workdir={tmp_path / 'run'}", TO_SAMPLES, "--config.parallel.backend=pmap")
+    finish(as_hosts(tmp_path / "logs", 2, *arguments, config=CHEAP, count=2), tmp_path / "logs")
+    assert_same_run(tmp_path / "run", cheap, "dsm")
+
+
+def test_a_run_stopped_on_eight_devices_goes_on_on_four(cheap, tmp_path):
+    workdir = tmp_path / "run"
+    first = launch(tmp_path / "host0", f"--workdir={workdir}", TO_SAMPLES, config=CHEAP, count=8)
+    wait_for(workdir / "units" / "score-dsm.json", [first])
+    first.send_signal(signal.SIGTERM)
+    finish([first], tmp_path)
+    said = (tmp_path / "host0").read_text()
+    assert "stopped as asked; the same command goes on from here" in said and "Traceback" not in said
+    assert not (workdir / "samples" / "dsm.npz").exists()
+    assert list((workdir / "score" / "dsm" / "checkpoints").glob("*.json"))
+    finish([launch(tmp_path / "host0", f"--workdir={workdir}", TO_SAMPLES, config=CHEAP, count=4)], tmp_path)
+    assert_same_run(workdir, cheap, "dsm")
+
+
+def test_a_lost_host_is_noticed_and_the_pair_goes_on(cheap, tmp_path):
+    workdir, logs = tmp_path / "run", tmp_path / "logs"
+    arguments = (f"--workdir={workdir}", TO_SAMPLES)
+    pair = as_hosts(logs, 2, *arguments, LONG, config=CHEAP, count=1)
+    wait_for(workdir / "score" / "dsm" / "checkpoints" / "00000010.json", pair)
+    pair[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    finish(pair, logs, (hosts.LOST, -signal.SIGKILL))
+    assert time.monotonic() - began < 30
+    said = (logs / "host0").read_text()
+    assert "error: process 1 of 2 is gone; the same command on every host goes on" in said
+    pair = as_hosts(logs, 2, *arguments, LONG, config=CHEAP, count=1)
+    wait_for(workdir / "score" / "dsm" / "checkpoints" / "00000020.json", pair)
+    pair[1].send_signal(signal.SIGTERM)  # to one of them
+    finish(pair, logs)
+    for i in range(2):
+        assert "stopped as asked" in (logs / f"host{i}").read_text()
+
+
+def test_a_missing_host_is_named(tmp_path):
+    arguments = (f"--workdir={tmp_path / 'run'}", "--start_timeout=4")
+    both = as_hosts(tmp_path / "logs", 3, *arguments, config=CHEAP, count=1)
+    both.pop(1).kill()
+    finish(both, codes=(2, 2))
+    for i in (0, 2):
+        last = (tmp_path / "logs" / f"host{i}").read_text().strip().splitlines()[-1]
+        assert last == "error: process 1 of 3 has not started within 4 s; start the same command on every host"
+    assert not (tmp_path / "run" / "units").exists()
+
+
+def test_a_silent_coordinator_is_named():
+    place = hosts.Place(f"localhost:{free_port()}", 2, 1)
+    with pytest.raises(UserError, match=r"process 0 did not answer at localhost:\d+ .* for 1 s; start the same"):
+        hosts.RollCall(place, timeout=1)
+
+
+def roll(number, port, timeout=20, own=None):
+    """Calls the roll of some processes, all in this one; returns what each ends with."""
+    ends = {}
+
+    def call(i):
+        try:
+            ends[i] = hosts.RollCall(hosts.Place(f"localhost:{port}", number, i), timeout)
+        except UserError as error:
+            ends[i] = str(error)
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in (own or range(number))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return ends
+
+
+def test_the_roll_is_called_until_all_are_there():
+    ends = roll(4, free_port())
+    assert all(isinstance(end, hosts.RollCall) for end in ends.values())
+
+
+def test_strangers_at_the_port_do_no_harm():
+    port, ends = free_port(), {}
+    waiting = threading.Thread(target=lambda: ends.update(roll(2, port, own=[0])))
+    waiting.start()
+    address = ("localhost", hosts.roll_port(f"localhost:{port}"))
+    end = time.monotonic() + 10
+    while True:
+        try:
+            with socket.create_connection(address, timeout=5) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\n")
+            break
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    ends |= roll(2, port, own=[1])
+    waiting.join()
+    assert all(isinstance(end, hosts.RollCall) for end in ends.values()), ends
+
+
+@pytest.mark.parametrize("coordinator", ["localhost", "localhost:port", "localhost:80", ":1234"])
+def test_a_coordinator_is_host_and_port(coordinator):
+    with pytest.raises(UserError, match="must be HOST:PORT of process 0"):
+        hosts.roll_port(coordinator)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--num_processes=2",), "give --coordinator=HOST:PORT, --num_processes=N and --process_id=I together"),
+        (("--coordinator=localhost:9999", "--num_processes=2", "--process_id=2"), "--process_id=2 must be at least 0"),
+        (("--distributed=on",), "the machine does not say who the other hosts are"),
+    ],
+)
+def test_a_wrong_place_ends_in_one_line(tmp_path, arguments, said):
+    done = subprocess.run(
+        command(f"--workdir={tmp_path / 'run'}", *arguments, config=CHEAP),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_slurm_says_who_is_who(tmp_path):
+    """Through the variables that srun sets; JAX reads them."""
+    program = (
+        "import sys; from tdsm_jax import hosts; hosts.start('auto', None, 30); print(hosts.index(), hosts.count())"
+    )
+    slurm = {"SLURM_JOB_ID": "17", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+    slurm |= {"SLURM_STEP_NUM_NODES": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT, env=environment() | slurm | {"SLURM_PROCID": str(i)}, stdout=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    assert [process.communicate(timeout=60)[0].split() for process in started] == [["0", "2"], ["1", "2"]]
+
+
+def test_an_announced_maintenance_stops_the_run(tmp_path, monkeypatch):
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"TERMINATE_ON_HOST_MAINTENANCE")
+
+        def log_message(self, *_):
+            pass
+
+    machine, asked = tmp_path / "product_name", threading.Event()
+    monkeypatch.setattr(os, "kill", lambda pid, number: (pid, number) == (os.getpid(), signal.SIGTERM) and asked.set())
+    with http.server.HTTPServer(("localhost", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://localhost:{server.server_port}/"
+        machine.write_text("Something Else\n")
+        hosts.listen_for_maintenance(str(machine), url)
+        hosts.listen_for_maintenance(str(tmp_path / "absent"), url)
+        assert not asked.wait(0.3)
+        machine.write_text("Google Compute Engine\n")
+        hosts.listen_for_maintenance(str(machine), url)
+        assert asked.wait(10)
+        server.shutdown()
