@@ -111,6 +111,8 @@ def run(
                     if log:
                         log.write(step, measured)
                 if checkpoints and (last or step % schedule.save_every == 0):
+                    if log:
+                        log.save()
                     checkpoints.save(step, state)
                 progress.update(per_call, **shown)
     finally:
