@@ -22,6 +22,7 @@ setup(
         "flax>=0.12.8",  # networks (Linen modules)
         "optax>=0.2.8",  # Adam and its schedules
         "orbax-checkpoint>=0.12.8,<1",  # array storage of checkpoints
+        "etils[epath]>=1.15",  # paths in buckets (gs://) beside local ones; Orbax brings it too
         "tensorflow-datasets>=4.9.10",  # MNIST, CIFAR and their human-noise variants
         "importlib_resources>=6",  # imported but not declared by tensorflow-datasets
         "ml-collections>=1.1.0",  # configs and their command-line overrides
@@ -35,9 +36,9 @@ setup(
         "tqdm>=4.66",  # progress bars with time left and images/s
     ],
     extras_require={
+        "gcs": ["etils[epath-gcs]>=1.15"],  # gcsfs: workdirs, data and models under gs://
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "gcs": ["gcsfs"],  # paths at gs://
         "tensorboard": ["tensorboardX>=2.6"],  # scalar logs without TensorFlow
         "torch": ["torch>=2.6"],  # the other side of benchmark.torch
         # pytest-xdist: the suite compiles most of the time, and both cores of a small machine can

@@ -28,7 +28,9 @@ from tdsm_jax.errors import Stopped, UserError
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and its arguments: configs/digits.py:noise=sym,rate=0.4", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's artifacts; the same one resumes it.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run's artifacts, or gs://BUCKET/NAME; the same resumes it."
+)
 _STAGES = flags.DEFINE_list("stages", [], f"Do only these: {', '.join(pipeline.STAGES)}.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and the plan, do nothing.")
 _DISTRIBUTED = flags.DEFINE_enum(
@@ -52,10 +54,10 @@ def main(argv: list[str]) -> None:
         raise UserError("give --config=configs/digits.py and --workdir=FOLDER; --help shows examples")
     configuration.validate(_CONFIG.value)
     config = FrozenConfigDict(_CONFIG.value)
-    workdir = pathlib.Path(_WORKDIR.value).absolute()
-    if workdir.exists() and not workdir.is_dir():
+    workdir = files.absolute(_WORKDIR.value)
+    if files.is_file(workdir):
         raise UserError(f"--workdir={workdir} is a file; give a folder")
-    runtime.configure(compilation_cache=str(workdir / "compiled"))
+    runtime.configure(compilation_cache=runtime.cache_folder(workdir))
     hosts.start(_DISTRIBUTED.value, given_place(), _START_TIMEOUT.value)
     hosts.check_equal(files.digest(configuration.resolved(config)), "the config")
     hosts.listen_for_stop()
@@ -79,7 +81,7 @@ def main(argv: list[str]) -> None:
         pipeline.check_unchanged(todo, workdir)
     files.sweep_partials(workdir)
     pipeline.execute(todo, workdir)
-    made = [workdir / path for p in todo for path in p.unit.makes if (workdir / path).is_file()]
+    made = [workdir / path for p in todo for path in p.unit.makes if files.is_file(workdir / path)]
     hosts.finish()
     logging.info("made %s", ", ".join(str(path) for path in made[-2:]) or "nothing: everything is there already")
 

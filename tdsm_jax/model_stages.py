@@ -1,7 +1,6 @@
 """The stages that make models and samples: each reads artifacts of a run and writes its own."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -88,10 +87,10 @@ def sample(run: Run, method: str) -> None:
     run.write_grid(f"samples/{method}.png", images, labels, K)
 
 
-def finished_parts(folder: pathlib.Path) -> list[np.ndarray]:
+def finished_parts(folder: files.Path) -> list[np.ndarray]:
     """Returns the images of the batches that an interrupted sampling has finished, without a gap from the first on."""
     images, done = [], 0
-    while (path := folder / f"{done:08d}.npz").exists():
+    while files.exists(path := folder / f"{done:08d}.npz"):
         images.append(files.read_arrays(path)["images"])
         done += len(images[-1])
     return images

@@ -5,9 +5,7 @@ Each unit reads some sections of the config and the units it needs; their joint 
 """
 
 import dataclasses
-import os
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -76,7 +74,7 @@ def plan(units: list[Unit], config: Any, workdir: pathlib.Path) -> list[Planned]
         hashes[unit.name] = files.digest(values)
         manifest = read_manifest(workdir, unit.name)
         changed = _differences(manifest["values"], values) if manifest else ()
-        complete = manifest is not None and manifest["finished"] and all((workdir / m).exists() for m in unit.makes)
+        complete = manifest is not None and manifest["finished"] and all(files.exists(workdir / m) for m in unit.makes)
         damaged = tuple(
             made
             for made, digest in (manifest["files"].items() if complete else ())
@@ -128,7 +126,7 @@ def check_unchanged(todo: list[Planned], workdir: pathlib.Path) -> None:
     for p in todo:
         if not p.changed and read_manifest(workdir, p.unit.name) is None:
             for made in p.unit.makes:
-                if (workdir / made).exists():
+                if files.exists(workdir / made):
                     raise UserError(
                         f"{workdir / made} is not the work of this program; "
                         "use another --workdir, or --overwrite to replace it"
@@ -154,9 +152,9 @@ def execute(todo: list[Planned], workdir: pathlib.Path) -> None:
         resumed = manifest is not None and manifest["values"] == p.values
         hosts.barrier(f"{p.unit.name} planned")
         if not resumed and hosts.is_writer():
-            manifest_path(workdir, p.unit.name).unlink(missing_ok=True)  # before what it vouches for
+            files.remove(manifest_path(workdir, p.unit.name))  # before what it vouches for
             for made in (*p.unit.makes, *p.unit.scratch):
-                _remove(workdir / made)
+                files.remove(workdir / made)
         logging.info("[%d/%d] %s%s", number, len(todo), p.unit.name, ", going on" if resumed else "")
         write_manifest(workdir, p, finished=False, seconds=0.0, resumed=resumed)
         hosts.barrier(f"{p.unit.name} begun")
@@ -164,15 +162,8 @@ def execute(todo: list[Planned], workdir: pathlib.Path) -> None:
         p.unit.run()
         write_manifest(workdir, p, finished=True, seconds=time.perf_counter() - start, resumed=resumed)
         for left in p.unit.scratch if hosts.is_writer() else ():
-            _remove(workdir / left)
+            files.remove(workdir / left)
         hosts.barrier(f"{p.unit.name} finished")
-
-
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -182,7 +173,7 @@ def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
 def read_manifest(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
     """Returns the manifest of a unit, None where it was never begun."""
     path = manifest_path(workdir, name)
-    return files.read_json(path) if path.exists() else None
+    return files.read_json(path) if files.exists(path) else None
 
 
 def write_manifest(workdir: pathlib.Path, p: Planned, *, finished: bool, seconds: float, resumed: bool) -> None:
@@ -198,7 +189,7 @@ def write_manifest(workdir: pathlib.Path, p: Planned, *, finished: bool, seconds
             "files": {
                 made: files.file_digest(workdir / made)
                 for made in p.unit.makes
-                if finished and hosts.is_writer() and (workdir / made).is_file()
+                if finished and hosts.is_writer() and files.is_file(workdir / made)
             },
             "versions": versions(),
             "backend": jax.default_backend(),
@@ -209,7 +200,8 @@ def write_manifest(workdir: pathlib.Path, p: Planned, *, finished: bool, seconds
 
 def seconds(workdir: pathlib.Path) -> dict[str, float]:
     """Returns the seconds of each finished unit, in the order they finished."""
-    found = [files.read_json(path) for path in sorted((workdir / "units").glob("*.json"), key=os.path.getmtime)]
+    manifests = (path for path in files.children(workdir / "units") if path.suffix == ".json")
+    found = [files.read_json(path) for path in sorted(manifests, key=files.modified)]
     return {manifest["unit"]: manifest["seconds"] for manifest in found if manifest["finished"]}
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import pathlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -106,7 +105,7 @@ def _model_units(run: Run, method: str) -> list[Unit]:
 
 def _given(path: str) -> dict[str, str]:
     """The hash of the file that a config key names, if any; `UserError` where there is none of that name."""
-    if path and not pathlib.Path(path).is_file():
+    if path and not files.is_file(path):
         raise UserError(f"{path}: no such file (a config key init_from, or generated, names it)")
     return {path: files.file_digest(path)} if path else {}
 

@@ -1,7 +1,6 @@
 """The data of a run: images, clean and noisy labels, and the matrix S, each made or read on first use."""
 
 import functools
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from tdsm_jax.training.classifier import Labelled
 class RunData:
     """What a config and a workdir say of images and labels."""
 
-    def __init__(self, config: Any, workdir: pathlib.Path):
+    def __init__(self, config: Any, workdir: files.Path):
         self.config, self.workdir = config, workdir
 
     @functools.cached_property

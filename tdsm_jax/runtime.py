@@ -2,8 +2,11 @@
 
 import ctypes
 import os
+import pathlib
 
 import jax
+
+from tdsm_jax import files
 
 # On jax 0.10 the CPU backend fuses dots, reductions and elementwise work into YNNPACK calls that make the
 # training steps here 1.5 to 2 times slower and convolutions inside loops about 13 times (2 without).
@@ -30,6 +33,18 @@ def configure(compilation_cache: str | None = None) -> None:
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def cache_folder(workdir: str | os.PathLike) -> str:
+    """Returns where the compiled programs of a run are kept: under its workdir, or on this machine for gs:// ones.
+
+    JAX writes to buckets through other packages than the rest of a run, and would wait for the network at each
+    program. What is lost with the machine is compiled again.
+    """
+    if not files.is_remote(workdir):
+        return str(pathlib.Path(workdir) / "compiled")
+    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return str(pathlib.Path(caches) / "tdsm_jax" / "compiled")
 
 
 def keep_memory() -> None:

@@ -1,11 +1,12 @@
 """The files inside a folder or a zip file, by name: listed at once, read one at a time, never unpacked to disk."""
 
+import contextlib
 import os
-import pathlib
 import struct
 import zipfile
 import zlib
 
+from tdsm_jax import files
 from tdsm_jax.errors import UserError
 
 # What zipfile raises, between them, for bytes that are no whole zip file.
@@ -17,13 +18,12 @@ _DAMAGE = (
 class Folder:
     """The files under a folder: their `names`, relative and with forward slashes, and their bytes."""
 
-    def __init__(self, path: pathlib.Path):
-        self._path = path
-        self.names = {
-            pathlib.Path(folder, name).relative_to(path).as_posix()
-            for folder, _, names in os.walk(path, onerror=_refuse_listing)
-            for name in names
-        }
+    def __init__(self, path: str | os.PathLike):
+        self._path = files.path_of(path)
+        try:
+            self.names = set(files.walk(self._path))
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from None
 
     def read(self, name: str, limit: int) -> bytes:
         """Returns the bytes of one of `names`; more than `limit` of them are a `UserError`."""
@@ -31,7 +31,7 @@ class Folder:
 
     def listing(self) -> list:
         """Returns name and size of every file, in order."""
-        return [[name, (self._path / name).stat().st_size] for name in sorted(self.names)]
+        return [[name, files.size(self._path / name)] for name in sorted(self.names)]
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -40,12 +40,17 @@ class Folder:
 class Zip:
     """The files inside a zip file, stored or deflated: their `names` and their bytes."""
 
-    def __init__(self, path: pathlib.Path):
-        self._path = path
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except _DAMAGE as error:
-            raise UserError(f"{path}: no whole zip file ({error}); copy or download it again") from None
+    def __init__(self, path: str | os.PathLike):
+        self._path = files.path_of(path)
+        self._open = contextlib.ExitStack()
+        with files.reaching(self._path):
+            try:
+                remote = files.is_remote(self._path)
+                file = self._open.enter_context(files.open_parts(self._path)) if remote else self._path
+                self._zip = self._open.enter_context(zipfile.ZipFile(file))
+            except _DAMAGE as error:
+                self.close()
+                raise UserError(f"{path}: no whole zip file ({error}); copy or download it again") from None
         self.names: set[str] = set()
         for name in self._zip.namelist():
             if name in self.names:
@@ -58,11 +63,13 @@ class Zip:
         declared = self._zip.getinfo(name).file_size
         if declared > limit:
             raise UserError(f"{self._path}: {name} would unpack to {declared} bytes; at most {limit} are read")
-        try:
-            with self._zip.open(name) as file:
-                return file.read(declared)  # a bare read() would first inflate all that the stream holds
-        except _DAMAGE as error:
-            raise UserError(f"{self._path}: {name} cannot be unpacked ({error}); copy or download it again") from None
+        with files.reaching(self._path):
+            try:
+                with self._zip.open(name) as file:
+                    return file.read(declared)  # a bare read() would first inflate all that the stream holds
+            except _DAMAGE as error:
+                reason = f"{name} cannot be unpacked ({error})"
+                raise UserError(f"{self._path}: {reason}; copy or download it again") from None
 
     def listing(self) -> list:
         """Returns name, size and checksum of every file, in order."""
@@ -70,15 +77,16 @@ class Zip:
 
     def close(self) -> None:
         """Closes the zip file."""
-        self._zip.close()
+        self._open.close()
 
 
-def read_file(path: pathlib.Path, limit: int) -> bytes:
+def read_file(path: str | os.PathLike, limit: int) -> bytes:
     """Returns the bytes of a regular file; none, an unreadable one or one above `limit` bytes is a `UserError`."""
-    if not path.is_file():  # opening a pipe would wait forever
+    path = files.path_of(path)
+    if not files.is_file(path):  # opening a pipe would wait forever
         raise UserError(f"{path}: no such file")
     try:
-        with open(path, "rb") as file:
+        with files.reaching(path), path.open("rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
@@ -89,7 +97,3 @@ def read_file(path: pathlib.Path, limit: int) -> bytes:
 
 def _name_of(info: zipfile.ZipInfo) -> str:
     return info.filename
-
-
-def _refuse_listing(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot be listed ({error.strerror})")

@@ -13,7 +13,6 @@ and puts such a label file into it. --out ending in .zip makes a zip file, any o
 
 import argparse
 import dataclasses
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.labels_out and not arguments.labels:
         raise UserError("--labels_out holds the noisy labels; give these as --labels")
     for path in filter(None, (arguments.out, arguments.labels_out)):
-        if pathlib.Path(path).exists():
+        if files.exists(path):
             raise UserError(f"{path} exists; give another path or remove it")
     source = read_source(arguments)
     labels = source.labels
@@ -64,7 +63,7 @@ def read_source(arguments: argparse.Namespace) -> Labelled:
         if getattr(arguments, field.name) is not None and not read:
             raise UserError(f"--{field.name} says nothing about {source}; leave it out")
     if source not in NAMED:
-        if not pathlib.Path(source).exists():
+        if not files.exists(source):
             raise UserError(f"--source={source}: no such archive, and no such dataset{did_you_mean(source, NAMED)}")
         if arguments.split != "train":
             raise UserError("--split=test: an archive is converted whole; leave --split out")
@@ -86,7 +85,7 @@ def _spec_fields() -> list[dataclasses.Field]:
 
 def read_noisy(path: str, source: Labelled) -> np.ndarray:
     """Returns the noisy labels int32 [N] of `source` from a label file of ours or from a dataset.json."""
-    if label_files.FORMAT.encode() not in read_file(pathlib.Path(path), edm_zip.MAX_LABELS_BYTES):
+    if label_files.FORMAT.encode() not in read_file(path, edm_zip.MAX_LABELS_BYTES):
         labels = edm_zip.read_labels(path, source.names)
         if source.class_names and labels.max() >= len(source.class_names):
             raise UserError(f"{path} holds label {labels.max()}, but the source has {len(source.class_names)} classes")

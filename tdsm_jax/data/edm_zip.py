@@ -42,8 +42,8 @@ class Archive:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
-        if not self.path.exists():
+        self.path = files.path_of(path)
+        if not files.exists(self.path):
             raise UserError(f"{path}: no such folder or zip file")
         self._container = Folder(self.path) if self.path.is_dir() else Zip(self.path)
         self.names = _image_names(self.path, self._container.names)
@@ -118,17 +118,17 @@ def fingerprint(path: str | os.PathLike) -> str:
 
     Of an archive's images it reads the table of contents alone: names, sizes and, in a zip file, checksums.
     """
-    path = pathlib.Path(path)
+    path = files.path_of(path)
     if not path.is_dir() and path.suffix != ".zip":
         return hashlib.sha256(read_file(path, MAX_LABELS_BYTES)).hexdigest()
-    if not path.exists():
+    if not files.exists(path):
         raise UserError(f"{path}: no such folder or zip file")
     with contextlib.closing(Folder(path) if path.is_dir() else Zip(path)) as container:
         labels = container.read(LABELS, MAX_LABELS_BYTES) if LABELS in container.names else b""
         return files.digest([container.listing(), hashlib.sha256(labels).hexdigest()])
 
 
-def _image_names(path: pathlib.Path, names: set[str]) -> list[str]:
+def _image_names(path: files.Path, names: set[str]) -> list[str]:
     chosen = sorted(name for name in names if name.lower().endswith(".png"))
     others = sorted(name for name in names if name.lower().endswith(_OTHER_IMAGES))
     if others:
@@ -139,7 +139,7 @@ def _image_names(path: pathlib.Path, names: set[str]) -> list[str]:
     return chosen
 
 
-def _check_plain(path: pathlib.Path, names: Sequence[str]) -> None:
+def _check_plain(path: files.Path, names: Sequence[str]) -> None:
     for name in names:
         if "\\" in name or {"", ".", ".."} & set(name.split("/")):
             raise UserError(f"{path}: {name!r} is no plain relative name; pack the images again")
@@ -184,7 +184,7 @@ def _labels(path: str, content: dict, names: Sequence[str]) -> np.ndarray | None
 
 def read_labels(path: str | os.PathLike, names: Sequence[str]) -> np.ndarray:
     """Returns the labels int32 [N] that a dataset.json gives to the images `names` [N], all of which it labels."""
-    labels = _labels(str(path), _parse_json(path, read_file(pathlib.Path(path), MAX_LABELS_BYTES)), names)
+    labels = _labels(str(path), _parse_json(path, read_file(path, MAX_LABELS_BYTES)), names)
     if labels is None:
         raise UserError(f'{path}: "labels" is null; give a file that holds labels')
     return labels
@@ -224,7 +224,7 @@ def write(
     same input gives the same bytes. `names` are those of the images, in sorted order; by default the format's
     own. A path that exists, or images that are not square, grey or RGB, raise `UserError`.
     """
-    path = pathlib.Path(path)
+    path = files.path_of(path)
     names = image_names(len(images)) if names is None else list(names)
     _, height, width, channels = images.shape
     if images.dtype != np.uint8 or height != width or channels not in (1, 3):
@@ -236,9 +236,11 @@ def write(
     if sorted(set(names)) != names:
         raise UserError(f"{path}: the image names must be distinct and sorted, since readers sort them")
     _check_plain(path, names)
-    if path.exists():
+    if files.exists(path):
         raise UserError(f"{path} exists; give another path or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if files.is_remote(path) and path.suffix != ".zip":
+        raise UserError(f"{path}: a folder in a bucket would be there before it is whole; let the name end in .zip")
+    files.make_folder(path.parent)
     with _new_zip(path) if path.suffix == ".zip" else _new_folder(path) as add:
         for name, image in zip(tqdm(names, desc=path.name, unit=" images", disable=None, delay=2), images, strict=True):
             add(name, png.encode(image))
@@ -255,7 +257,7 @@ def labels_text(names: Sequence[str], labels: np.ndarray | None, class_names: Se
 
 
 @contextlib.contextmanager
-def _new_zip(path: pathlib.Path) -> Iterator[Callable[[str, bytes], None]]:
+def _new_zip(path: files.Path) -> Iterator[Callable[[str, bytes], None]]:
     with files.atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
         def add(name: str, content: bytes) -> None:

@@ -113,7 +113,7 @@ def _reader(path: str | os.PathLike, readers: dict):
 
 
 def _read_npy(path: str | os.PathLike) -> np.ndarray:
-    content = read_file(pathlib.Path(path), MAX_BYTES)
+    content = read_file(path, MAX_BYTES)
     try:
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except _DAMAGE as error:
@@ -190,7 +190,7 @@ def _read_text_columns(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def _lines(path: str | os.PathLike) -> list[str]:
     """The lines of a text file that are neither blank nor comments."""
     try:
-        text = read_file(pathlib.Path(path), MAX_BYTES).decode("utf-8-sig")
+        text = read_file(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file") from None
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]

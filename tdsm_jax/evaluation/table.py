@@ -3,7 +3,6 @@
 python -m tdsm_jax.evaluation.table runs/seed0 runs/seed1 runs/seed2
 """
 
-import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -58,7 +57,7 @@ def main(folders: list[str]) -> None:
     """Prints the table of the workdirs named on the command line."""
     if not folders:
         raise UserError("name the workdirs of finished runs: python -m tdsm_jax.evaluation.table runs/seed0 ...")
-    print(markdown([files.read_json(pathlib.Path(folder) / "metrics.json") for folder in folders]))
+    print(markdown([files.read_json(files.path_of(folder) / "metrics.json") for folder in folders]))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import hashlib
 import logging as std_logging
 import pathlib
 import re
-import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -49,13 +48,13 @@ class Checkpoints:
     def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
         if keep < 1:
             raise UserError(f"cannot keep {keep} checkpoints; keep at least 1")
-        self._root = pathlib.Path(directory).absolute()
+        self._root = files.absolute(directory)
         self._keep = keep
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._in_flight: tuple[int, float | None, concurrent.futures.Future] | None = None
         _silence_orbax()
         if hosts.is_writer():
-            self._root.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self._root)
             _remove_unfinished(self._root)
         hosts.barrier(f"open {self._root}")
         self._good = {step: _measure(self._root, step) for step in _steps_with_manifest(self._root)}
@@ -91,7 +90,7 @@ class Checkpoints:
         # On CPU device_get gives views: without the copy, what follows could reach what is being written.
         host = jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(state))
         if hosts.is_writer():
-            _manifest_path(self._root, step).unlink(missing_ok=True)
+            files.remove(_manifest_path(self._root, step))
         response = ocp.save_async(_step_path(self._root, step), host, overwrite=True)
         about = {"measure": measure, "notes": notes or {}}
         self._in_flight = step, measure, self._background.submit(self._finish, step, host, response, about)
@@ -104,7 +103,8 @@ class Checkpoints:
         if self._in_flight is None:
             return
         (step, measure, finished), self._in_flight = self._in_flight, None
-        finished.result()
+        with files.reaching(self._root):
+            finished.result()
         hosts.barrier(f"checkpoint {step} complete")
         self._good = self._kept(self._good | {step: measure})
         self._damaged.clear()  # the save has pruned them
@@ -229,9 +229,8 @@ def _write_manifest(root: pathlib.Path, step: int, host: Any, about: dict[str, A
             for name, array in _named_leaves(host).items()
         },
         "files": {
-            str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": _file_checksum(path)}
-            for path in sorted(directory.rglob("*"))
-            if path.is_file()
+            name: {"bytes": files.size(directory / name), "sha256": files.file_digest(directory / name)}
+            for name in files.walk(directory)
         },
     }
     files.write_json(_manifest_path(root, step), {**manifest, "digest": files.digest(manifest)})
@@ -250,11 +249,11 @@ def _require_same_arrays(directory: pathlib.Path, recorded: dict[str, Any], like
 
 
 def _require_same_file(path: pathlib.Path, name: str, recorded: dict[str, Any]) -> None:
-    if not path.is_file():
+    if not files.is_file(path):
         raise _Damaged(f"missing file {name}")
-    if (size := path.stat().st_size) != recorded["bytes"]:
+    if (size := files.size(path)) != recorded["bytes"]:
         raise _Damaged(f"{name} has {size} bytes instead of {recorded['bytes']}")
-    if _file_checksum(path) != recorded["sha256"]:
+    if files.file_digest(path) != recorded["sha256"]:
         raise _Damaged(f"wrong checksum of file {name}")
 
 
@@ -273,11 +272,6 @@ def _checksum(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
 
 
-def _file_checksum(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _step_path(root: pathlib.Path, step: int) -> pathlib.Path:
     return root / f"{step:08d}"
 
@@ -287,26 +281,26 @@ def _manifest_path(root: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def _steps_on_disk(root: pathlib.Path) -> set[int]:
-    return {int(match[1]) for path in root.iterdir() if (match := _ENTRY.fullmatch(path.name))}
+    return {int(match[1]) for path in files.children(root) if (match := _ENTRY.fullmatch(path.name))}
 
 
 def _steps_with_manifest(root: pathlib.Path) -> set[int]:
-    return {step for step in _steps_on_disk(root) if _manifest_path(root, step).is_file()}
+    return {step for step in _steps_on_disk(root) if files.is_file(_manifest_path(root, step))}
 
 
 def _remove(root: pathlib.Path, step: int) -> None:
-    _manifest_path(root, step).unlink(missing_ok=True)
-    shutil.rmtree(_step_path(root, step), ignore_errors=True)
+    files.remove(_manifest_path(root, step))
+    files.remove(_step_path(root, step), ignore_errors=True)
 
 
 def _remove_unfinished(root: pathlib.Path) -> None:
     files.sweep_partials(root)
     complete = _steps_with_manifest(root)
-    for path in root.iterdir():
+    for path in files.children(root):
         match = _ENTRY.fullmatch(path.name)
         if match and path.is_dir() and (match[2] or int(match[1]) not in complete):
             logging.warning("checkpoint %s was never finished (no manifest); removed", path)
-            shutil.rmtree(path)
+            files.remove(path)
 
 
 def _silence_orbax() -> None:

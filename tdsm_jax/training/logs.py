@@ -34,20 +34,23 @@ class MetricLog:
             return
         path = _metrics_path(directory)
         kept = [line for line, record in _complete_lines(path) if record["step"] <= resume_step]
-        files.write_text(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._file = files.GrowingText(path, "".join(kept))
         self._tensorboard = _tensorboard_writer(path.parent / "tensorboard", resume_step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Appends one record; it is in the file when this returns."""
+        """Appends one record; it is in the file when this returns, in one under gs:// by the next `save`."""
         if self._file is None:
             return
         record = {"step": int(step)} | {name: float(value) for name, value in metrics.items()}
         self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
         if self._tensorboard is not None:
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(name, float(value), int(step))
+
+    def save(self) -> None:
+        """Makes sure that the records so far are in the file: called before a checkpoint that resuming counts on."""
+        if self._file is not None:
+            self._file.save()
 
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
@@ -159,14 +162,14 @@ def _format_rate(images_per_second: float) -> str:
 
 
 def _metrics_path(directory: str | pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(directory) / "metrics.jsonl"
+    return files.path_of(directory) / "metrics.jsonl"
 
 
 def _complete_lines(path: pathlib.Path) -> list[tuple[str, dict[str, float]]]:
     """Returns (line with its newline, record) for every line that was written to its end."""
-    if not path.exists():
+    if not files.exists(path):
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = files.read_bytes(path).decode().splitlines(keepends=True)
     try:
         return [(line, json.loads(line)) for line in lines if line.endswith("\n")]
     except json.JSONDecodeError as error:
@@ -174,6 +177,8 @@ def _complete_lines(path: pathlib.Path) -> list[tuple[str, dict[str, float]]]:
 
 
 def _tensorboard_writer(directory: pathlib.Path, resume_step: int) -> Any:
+    if files.is_remote(directory):  # event files grow, which objects cannot; metrics.jsonl has the same numbers
+        return None
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

@@ -103,6 +103,8 @@ def run(
                 stopping = not last and hosts.stop_asked()
                 in_turn = last or step % schedule.save_every == 0
                 if checkpoints and (in_turn or stopping):
+                    if log:
+                        log.save()
                     checkpoints.save(step, state, **pending.at_save(step, in_turn))
                 progress.update(per_call, **shown)
                 if stopping:
