@@ -412,3 +412,33 @@ def test_orbax_is_quiet(tmp_path, capfd):
         logging.get_absl_logger().removeHandler(handler)
     assert [record.getMessage() for record in seen] == ["ours"]
     assert "rbax" not in "".join(capfd.readouterr())
+
+
+# The best step stays, and notes come back.
+
+
+def test_the_best_step_stays_beside_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, measure in ((1, 0.5), (2, 0.2), (3, None), (4, 0.4), (5, 0.3)):
+        checkpoints.save(step, make_state(step, width=4), measure=measure)
+    checkpoints.wait()
+    assert checkpoints.best_step() == 2 and checkpoints.latest_step() == 5
+    manifests = ["00000002.json", "00000004.json", "00000005.json"]
+    assert [name for name in names(tmp_path) if name.endswith(".json")] == manifests
+    again = Checkpoints(tmp_path, keep=2)
+    assert again.best_step() == 2
+    again.save(6, make_state(6, width=4), measure=0.2)  # as good, and newer
+    again.wait()
+    assert [name for name in names(tmp_path) if name.endswith(".json")] == ["00000005.json", "00000006.json"]
+
+
+def test_without_a_measure_there_is_no_best_step(tmp_path):
+    assert save_all(tmp_path, 1, 2).best_step() is None
+
+
+def test_notes_come_back_with_their_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1, width=4), notes={"losses": [0.1, 1e-30]})
+    checkpoints.save(2, make_state(2, width=4))
+    checkpoints.wait()
+    assert Checkpoints(tmp_path).notes(1) == {"losses": [0.1, 1e-30]} and checkpoints.notes(2) == {}

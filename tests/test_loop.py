@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from plain import PLAIN, assert_trees_equal
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import Stopped, UserError
 from tdsm_jax.training import loop, parallel
+from tdsm_jax.training.checkpoint import Checkpoints
 from tdsm_jax.training.logs import read_metrics
 from tdsm_jax.training.state import (
     TrainState,
@@ -151,3 +152,32 @@ def test_a_call_of_several_steps_does_not_go_on_from_between_two_calls(tmp_path)
             mesh=parallel.data_mesh(),
             directory=tmp_path,
         )
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 4, 6, 8, 11])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_it_had_not(tmp_path, monkeypatch, stopped_at):
+    """Also where the log's next record is half done: parameters, log and best step are those of a straight run."""
+    step_fn, taken = jax.jit(quadratic, donate_argnums=0), []
+
+    def counted(state, batch, key):
+        taken.append(1)
+        return step_fn(state, batch, key)
+
+    monkeypatch.setattr(loop.hosts, "stop_asked", lambda: len(taken) == stopped_at)
+    with pytest.raises(Stopped):
+        run(tmp_path / "stopped", 12, counted)
+    assert len(taken) == stopped_at
+    assert (tmp_path / "stopped" / "checkpoints" / f"{stopped_at:08d}.json").exists()
+    resumed = run(tmp_path / "stopped", 12, counted)
+    assert len(taken) == 12  # no step was taken twice
+    straight = run(tmp_path / "straight", 12, step_fn)
+    assert_trees_equal(resumed, straight)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("stopped", "straight")]
+    assert logs[0] == logs[1]
+    best = [Checkpoints(tmp_path / name / "checkpoints").best_step() for name in ("stopped", "straight")]
+    assert best[0] == best[1]
+
+
+def test_a_stop_asked_for_at_the_last_step_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.hosts, "stop_asked", lambda: pytest.fail("there is nothing left to stop"))
+    run(tmp_path, 1)

@@ -384,9 +384,9 @@ def kill_when(process, condition, deadline=120):
     return alive
 
 
-def start(workdir):
+def start(workdir, *arguments, config=SMOKE):
     return subprocess.Popen(
-        command(f"--workdir={workdir}"),
+        command(f"--workdir={workdir}", *arguments, config=config),
         cwd=ROOT,
         env=environment(),
         stderr=subprocess.DEVNULL,
@@ -402,6 +402,22 @@ def test_a_killed_run_goes_on_to_the_same_results(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "score/tdsm, going on" in done.stderr
     assert_same_results(workdir, finished)
+
+
+def test_a_killed_sampling_goes_on_after_its_finished_batches(finished, tmp_path):
+    workdir = tmp_path / "killed"
+    arguments = ("--config.sampling.batch_size=4", "--stages=labels,score,sample")
+    small = {"config": "configs/digits.py:smoke,methods=dsm"}
+    parts = workdir / "samples" / "dsm.parts"
+    assert kill_when(start(workdir, *arguments, **small), (parts / "00000008.npz").exists)
+    made = {path: path.stat().st_mtime_ns for path in sorted(parts.glob("*.npz"))[:3]}
+    assert kill_when(start(workdir, *arguments, **small), (parts / "00000020.npz").exists)
+    assert {path: path.stat().st_mtime_ns for path in made} == made  # not made again
+    done = call(f"--workdir={workdir}", *arguments, **small)
+    assert done.returncode == 0, done.stderr
+    a, b = (np.load(d / "samples" / "dsm.npz")["images"].astype(int) for d in (finished, workdir))
+    assert a.shape == b.shape and np.abs(a - b).max() <= 1  # rounding to uint8 may tip over
+    assert not parts.exists()
 
 
 @pytest.mark.slow

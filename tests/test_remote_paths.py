@@ -24,7 +24,7 @@ from tdsm_jax.benchmark.cells import carry_out
 from tdsm_jax.data import edm_zip, sources
 from tdsm_jax.data.noise_files import read_matrix
 from tdsm_jax.errors import UserError
-from tdsm_jax.training import logs, loop
+from tdsm_jax.training import logs, loop, parallel
 from tdsm_jax.training.checkpoint import Checkpoints
 from tdsm_jax.training.logs import MetricLog, read_metrics
 
@@ -187,19 +187,19 @@ def test_records_are_in_the_object_at_each_save_and_a_resumed_log_drops_what_cam
 def test_the_log_is_saved_before_each_checkpoint(store, monkeypatch):
     seen = []
 
-    def spy(self, step, state):
+    def spy(self, step, state, **about):
         seen.append((step, [record["step"] for record in read_metrics("gs://bucket/run")]))
 
     monkeypatch.setattr(Checkpoints, "save", spy)
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     loop.run(
         "counting",
         lambda state, batch, key: (state + 1, {"loss": state}),
         jnp.zeros(()),
-        lambda step: {"x": np.zeros(jax.device_count())},
+        lambda step, position: {"x": np.zeros(len(position))},
         jax.random.key(0),
+        batch_size=jax.device_count(),
         schedule=loop.Schedule(4, 1, 2),
-        mesh=mesh,
+        mesh=parallel.data_mesh(),
         directory=files.path_of("gs://bucket/run"),
     )
     assert seen == [(2, [1, 2]), (4, [1, 2, 3, 4])]
