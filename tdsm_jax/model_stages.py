@@ -21,8 +21,10 @@ from tdsm_jax.training.state import Params, stream_key
 
 
 def train_score(run: Run, method: str) -> None:
-    """images + labels (+ classifier + table) -> score/<method>/: checkpoints, metrics.jsonl, ema.npz"""
-    begin = run.score_step(method)
+    """images + labels (+ classifier + table) -> score/<method>/: checkpoints, model.json, metrics.jsonl, ema.npz"""
+    begin, directory = run.score_step(method), run.workdir / "score" / method
+    model = Model(run.network, None, run.process, run.train_set.images.shape[1:])
+    model_file.write_description(directory, model)
     state = loop.run(
         f"score/{method}",
         begin.step,
@@ -32,10 +34,9 @@ def train_score(run: Run, method: str) -> None:
         batch_size=run.config.score.batch_size,
         schedule=run.score_schedule,
         mesh=run.mesh,
-        directory=run.workdir / "score" / method,
+        directory=directory,
     )
-    model = Model(run.network, state.ema_params, run.process, run.train_set.images.shape[1:])
-    model_file.write(run.workdir / "score" / method / "ema.npz", model)
+    model_file.write(directory / "ema.npz", model._replace(params=state.ema_params))
 
 
 def sampling_call(network: UNet, process: Process, guidance: float = 1.0) -> Callable[..., jax.Array]:

@@ -11,6 +11,7 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.pipeline import Unit
 from tdsm_jax.run import Run
+from tdsm_jax.training import checkpoint
 
 _EDM = tuple(f"process.{key}" for key in ("P_mean", "P_std", "sigma_data", "sigma_min"))  # what classifiers see
 _ESTIMATE_READS = tuple(
@@ -104,10 +105,14 @@ def _model_units(run: Run, method: str) -> list[Unit]:
 
 
 def _given(path: str) -> dict[str, str]:
-    """The hash of the file that a config key names, if any; `UserError` where there is none of that name."""
-    if path and not files.is_file(path):
+    """The hash of the file that a config key names, if any, of a checkpoint that of its manifest; or a `UserError`."""
+    if not path:
+        return {}
+    folder = files.absolute(path)
+    file = checkpoint.manifest_of(folder) if checkpoint.is_step(folder) else folder
+    if not files.is_file(file):
         raise UserError(f"{path}: no such file (a config key init_from, or generated, names it)")
-    return {path: files.file_digest(path)} if path else {}
+    return {path: files.file_digest(file)}
 
 
 def _result_units(run: Run) -> list[Unit]:

@@ -1,5 +1,6 @@
 """Model files: what is written is what is read; what is not a model file ends in one line that names it."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,7 +13,9 @@ from tdsm_jax.diffusion.process import EDM, VE, VP
 from tdsm_jax.errors import UserError
 from tdsm_jax.networks.unet import UNet
 from tdsm_jax.training import model_file
+from tdsm_jax.training.checkpoint import Checkpoints
 from tdsm_jax.training.model_file import Model
+from tdsm_jax.training.state import Optimisation, initial_state
 
 
 def made(style="ncsnpp", process=None):
@@ -30,6 +33,51 @@ def test_a_model_survives_the_way_through_its_file(process, tmp_path):
     back = model_file.read(tmp_path / "ema.npz")
     assert back._replace(params=None) == model._replace(params=None)
     jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
+
+
+@pytest.fixture
+def checkpointed(tmp_path):
+    """A model, and the folder of a step in the middle of its training."""
+    model = made()
+    model_file.write_description(tmp_path, model)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    optimisation = Optimisation(8, 1e-3, 0, 8, 1.0, 0.0, 0.0)
+    others = jax.tree.map(jnp.zeros_like, model.params)
+    state = dataclasses.replace(initial_state(others, optimisation), ema_params=model.params)
+    checkpoints.save(600, state)
+    checkpoints.wait()
+    return model, tmp_path / "checkpoints" / "00000600"
+
+
+def test_a_checkpoint_is_read_like_a_model_file(checkpointed):
+    model, folder = checkpointed
+    back = model_file.read(folder)
+    assert back._replace(params=None) == model._replace(params=None)
+    jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
+
+
+def test_a_damaged_checkpoint_is_no_model(checkpointed):
+    _, folder = checkpointed
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(UserError, match="00000600 is damaged: wrong checksum of file .*; take another step"):
+        model_file.read(folder)
+
+
+def test_a_checkpoint_of_another_network_is_no_model(checkpointed):
+    model, folder = checkpointed
+    model_file.write_description(folder.parent.parent, model._replace(network=model.network.clone(channels=16)))
+    with pytest.raises(UserError, match="arrays differ from this configuration's"):
+        model_file.read(folder)
+
+
+def test_a_checkpoint_without_description_says_what_is_missing(checkpointed):
+    _, folder = checkpointed
+    (folder.parent.parent / "model.json").unlink()
+    with pytest.raises(UserError, match="model.json: no such file"):
+        model_file.read(folder)
 
 
 def rewrite(path, **changes):

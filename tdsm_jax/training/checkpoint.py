@@ -173,24 +173,58 @@ class _Spec(NamedTuple):
         return f"{self.dtype}{list(self.shape)}"
 
 
-def _read(root: pathlib.Path, step: int, like: Any) -> Any:
-    """Returns the arrays of a step as numpy, in the structure of `like`, every byte checked."""
+def is_step(directory: files.Path) -> bool:
+    """Says whether a folder is that of a complete step."""
+    found = _ENTRY.fullmatch(directory.name)
+    return bool(found) and not found[2] and files.is_file(manifest_of(directory))
+
+
+def manifest_of(directory: files.Path) -> files.Path:
+    """Returns the manifest of the step in a folder."""
+    return directory.with_name(f"{directory.name}.json")
+
+
+def read_field(directory: files.Path, field: str, like: Any) -> Any:
+    """Returns one field of the state that a step's folder holds, as numpy, every byte checked; nothing else is read.
+
+    `like` is a pytree with the structure, shapes and dtypes of that field. Damage, and other arrays, raise `UserError`.
+    """
+    try:
+        return _read(directory.parent, int(directory.name), {field: like}, part=field)[field]
+    except _Damaged as damage:
+        raise UserError(f"{directory} is damaged: {damage}; take another step") from None
+
+
+def _read(root: pathlib.Path, step: int, like: Any, part: str = "") -> Any:
+    """Returns the arrays of a step as numpy, in the structure of `like`, every byte checked.
+
+    `part` names the one field of the state that `like` has, where it has not all.
+    """
     manifest = _read_manifest(root, step)
     directory = _step_path(root, step)
-    _require_same_arrays(directory, manifest["arrays"], like)
+    named = {name.replace(f"['{part}']", f".{part}", 1): leaf for name, leaf in _named_leaves(like).items()}
+    recorded = {n: array for n, array in manifest["arrays"].items() if n.startswith(f".{part}" if part else "")}
+    _require_same_arrays(directory, recorded, named)
     # Files come first: Orbax answers a truncated one with a bare Exception, and some damage not at all.
-    for name, recorded in manifest["files"].items():
-        _require_same_file(directory / name, name, recorded)
+    for name, file in manifest["files"].items():
+        _require_same_file(directory / name, name, file)
     try:
-        host = ocp.load(directory, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like))
+        with _loading(partial=bool(part)):
+            host = ocp.load(directory, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like))
     except ValueError as error:
         # The arrays agree and the files are sound: only containers without arrays are left to differ.
         detail = " ".join(str(error).split())
         raise UserError(f"{directory}: another structure than here; {_ADVICE} ({detail})") from None
-    for name, array in _named_leaves(host).items():
-        if _checksum(array) != manifest["arrays"][name]["sha256"]:
+    for name, array in zip(named, jax.tree.leaves(host), strict=True):
+        if _checksum(array) != recorded[name]["sha256"]:
             raise _Damaged(f"wrong checksum of array {name}")
     return host
+
+
+def _loading(partial: bool) -> ocp.Context:
+    context = ocp.Context()
+    context.pytree.loading.partial_load = partial
+    return context
 
 
 def _read_manifest(root: pathlib.Path, step: int) -> dict[str, Any]:
@@ -236,9 +270,9 @@ def _write_manifest(root: pathlib.Path, step: int, host: Any, about: dict[str, A
     files.write_json(_manifest_path(root, step), {**manifest, "digest": files.digest(manifest)})
 
 
-def _require_same_arrays(directory: pathlib.Path, recorded: dict[str, Any], like: Any) -> None:
+def _require_same_arrays(directory: pathlib.Path, recorded: dict[str, Any], named: dict[str, Any]) -> None:
     saved = {name: _Spec(tuple(array["shape"]), array["dtype"]) for name, array in recorded.items()}
-    wanted = {name: _Spec(tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _named_leaves(like).items()}
+    wanted = {name: _Spec(tuple(leaf.shape), str(leaf.dtype)) for name, leaf in named.items()}
     different = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
     if different:
         name = different[0]

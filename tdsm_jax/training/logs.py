@@ -69,7 +69,7 @@ class Progress:
     """Context manager that shows steps done, images/s and the time left.
 
     On a terminal it is a bar; elsewhere (log files, CI) a plain line at most every 30 seconds and one at the
-    end.
+    end. Among several hosts the one that writes shows it.
 
     Args:
       label: what is going on, in a word.
@@ -88,7 +88,7 @@ class Progress:
         stream: TextIO | None = None,
     ):
         stream = sys.stderr if stream is None else stream
-        display = _Bar if stream.isatty() else _PlainLines
+        display = _Silent if not hosts.is_writer() else _Bar if stream.isatty() else _PlainLines
         self._display = display(label, total_steps, images_per_step, initial_step, stream)
 
     def __enter__(self) -> Self:
@@ -105,6 +105,17 @@ class Progress:
     def update(self, steps: int = 1, **shown: float) -> None:
         """Counts `steps` as done; `shown` are values such as loss=0.12 to display beside the rate."""
         self._display.update(steps, {name: float(value) for name, value in shown.items()})
+
+
+class _Silent:
+    def __init__(self, *_: Any):
+        pass
+
+    def update(self, steps: int, shown: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class _Bar:

@@ -1,6 +1,7 @@
 """A score network in one file: EMA parameters and all it takes to rebuild the denoiser, without Orbax.
 
-Training writes one beside its checkpoints, conversion from PyTorch makes one; sampling and fine-tuning read it.
+Training writes one beside its checkpoints, conversion from PyTorch makes one; sampling and fine-tuning read it. While
+training goes on its description alone stands there, from which a checkpoint can be read like a model file.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from tdsm_jax import files
 from tdsm_jax.diffusion.process import PROCESSES, Process
 from tdsm_jax.errors import UserError, did_you_mean, printable
 from tdsm_jax.networks.unet import STYLES, UNet
+from tdsm_jax.training import checkpoint
 from tdsm_jax.training.state import Params, flatten_params, unflatten_params
 
 FORMAT = 1
@@ -28,6 +30,7 @@ LARGEST_LABEL = 1 << 20  # classes, or numbers of an augmentation label
 MOST_BLOCKS = 16  # of a level
 DTYPES = ("float32", "bfloat16", "float16")
 _DESCRIPTION = "description"
+DESCRIPTION_FILE = "model.json"  # beside the folder of the checkpoints
 # What reading a description of the wrong form ends in, where it is not checked for by name.
 _MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 
@@ -47,6 +50,11 @@ def write(path: str | os.PathLike, model: Model) -> None:
     files.write_arrays(path, flatten_params(model.params) | {_DESCRIPTION: description})
 
 
+def write_description(directory: files.Path, model: Model) -> None:
+    """Writes what a model will be, in the folder of its training, without its parameters."""
+    files.write_json(directory / DESCRIPTION_FILE, describe(model))
+
+
 def describe(model: Model) -> dict[str, Any]:
     """Returns everything but the parameters as JSON values."""
     kind = next(kind for kind, process in PROCESSES.items() if type(model.process) is process)
@@ -60,26 +68,51 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def read(path: str | os.PathLike) -> Model:
-    """Reads what `write` wrote; a file that is missing, damaged or something else is a `UserError` naming it."""
+    """Reads what `write` wrote, or the averaged parameters of a checkpoint, whose folder is .../checkpoints/00001000.
+
+    What is missing, damaged or something else is a `UserError` naming it.
+    """
+    folder = files.absolute(path)
+    if checkpoint.is_step(folder):
+        return _read_checkpoint(folder)
     arrays = files.read_arrays(path)
     if _DESCRIPTION not in arrays:
         raise UserError(f"{path} is not a model file: it lacks a description; give an ema.npz of this program")
     try:
-        description = json.loads(str(arrays.pop(_DESCRIPTION)))
-        if description["format"] > FORMAT:
-            raise UserError(f"it has format {description['format']}, newer than this program's; update tdsm_jax")
-        network = _network(description["network"])
-        image_shape = tuple(description["image_shape"])
-        check_architecture(network, image_shape)
-        process = process_from(description["process"])
+        network, process, image_shape = _described(json.loads(str(arrays.pop(_DESCRIPTION))))
         params = unflatten_params(arrays)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
     except _MALFORMED as error:
-        reason = printable(repr(error))
-        raise UserError(f"{path}: its description cannot be read ({reason}); write the file again") from None
+        raise _unreadable(path, error) from None
     check_params(params, variable_shapes(network, image_shape), str(path))
     return Model(network, params, process, image_shape)
+
+
+def _read_checkpoint(folder: files.Path) -> Model:
+    """Reads the averaged parameters of a step, with the description beside the folder of the steps."""
+    path = folder.parent.parent / DESCRIPTION_FILE
+    description = files.read_json(path)
+    try:
+        network, process, image_shape = _described(description)
+    except _MALFORMED as error:
+        raise _unreadable(path, error) from None
+    params = checkpoint.read_field(folder, "ema_params", variable_shapes(network, image_shape))
+    return Model(network, params, process, image_shape)
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return UserError(f"{path}: {error}")
+    return UserError(f"{path}: its description cannot be read ({printable(repr(error))}); write the file again")
+
+
+def _described(description: dict[str, Any]) -> tuple[UNet, Process, tuple[int, int, int]]:
+    """Returns network, process and image shape of a description; `UserError` or one of `_MALFORMED` if it is none."""
+    if description["format"] > FORMAT:
+        raise UserError(f"it has format {description['format']}, newer than this program's; update tdsm_jax")
+    network = _network(description["network"])
+    image_shape = tuple(description["image_shape"])
+    check_architecture(network, image_shape)
+    return network, process_from(description["process"]), image_shape
 
 
 def _network(values: dict[str, Any]) -> UNet:
