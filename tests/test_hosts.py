@@ -167,6 +167,21 @@ def test_a_missing_host_is_named(tmp_path):
     assert not (tmp_path / "run" / "units").exists()
 
 
+def test_hosts_with_other_configs_are_refused(tmp_path):
+    port, logs = free_port(), tmp_path / "logs"
+    logs.mkdir()
+    place = (f"--workdir={tmp_path / 'run'}", f"--coordinator=localhost:{port}", "--num_processes=2")
+    pair = [
+        launch(logs / f"host{i}", *place, f"--process_id={i}", f"--config.seed={i}", config=CHEAP, count=1)
+        for i in range(2)
+    ]
+    finish(pair, logs, (2, 2))
+    for i in range(2):
+        said = (logs / f"host{i}").read_text()
+        assert "error: the config of process 1 differs from that of process 0; start the same command on" in said
+    assert not (tmp_path / "run" / "units").exists()
+
+
 def test_a_silent_coordinator_is_named():
     place = hosts.Place(f"localhost:{free_port()}", 2, 1)
     with pytest.raises(UserError, match=r"process 0 did not answer at localhost:\d+ .* for 1 s; start the same"):
