@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import FrozenConfigDict, config_flags
 
 from tdsm_jax import config as configuration
-from tdsm_jax import files, hosts, pipeline, runtime
+from tdsm_jax import files, hosts, paths, pipeline, runtime
 from tdsm_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -54,8 +54,8 @@ def main(argv: list[str]) -> None:
         raise UserError("give --config=configs/digits.py and --workdir=FOLDER; --help shows examples")
     configuration.validate(_CONFIG.value)
     config = FrozenConfigDict(_CONFIG.value)
-    workdir = files.absolute(_WORKDIR.value)
-    if files.is_file(workdir):
+    workdir = paths.absolute(_WORKDIR.value)
+    if paths.is_file(workdir):
         raise UserError(f"--workdir={workdir} is a file; give a folder")
     runtime.configure(compilation_cache=runtime.cache_folder(workdir))
     hosts.start(_DISTRIBUTED.value, given_place(), _START_TIMEOUT.value)
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
         pipeline.check_unchanged(todo, workdir)
     files.sweep_partials(workdir)
     pipeline.execute(todo, workdir)
-    made = [workdir / path for p in todo for path in p.unit.makes if files.is_file(workdir / path)]
+    made = [workdir / path for p in todo for path in p.unit.makes if paths.is_file(workdir / path)]
     hosts.finish()
     logging.info("made %s", ", ".join(str(path) for path in made[-2:]) or "nothing: everything is there already")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from tdsm_jax import files, hosts
+from tdsm_jax import files, hosts, paths
 from tdsm_jax.data import sources
 from tdsm_jax.diffusion import sampling
 from tdsm_jax.diffusion.guidance import guided
@@ -88,10 +88,10 @@ def sample(run: Run, method: str) -> None:
     run.write_grid(f"samples/{method}.png", images, labels, K)
 
 
-def finished_parts(folder: files.Path) -> list[np.ndarray]:
+def finished_parts(folder: paths.Path) -> list[np.ndarray]:
     """Returns the images of the batches that an interrupted sampling has finished, without a gap from the first on."""
     images, done = [], 0
-    while files.exists(path := folder / f"{done:08d}.npz"):
+    while paths.exists(path := folder / f"{done:08d}.npz"):
         images.append(files.read_arrays(path)["images"])
         done += len(images[-1])
     return images

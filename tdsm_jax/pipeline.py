@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from tdsm_jax import __version__, files, hosts
+from tdsm_jax import __version__, files, hosts, paths
 from tdsm_jax import config as configuration
 from tdsm_jax.errors import UserError, did_you_mean
 
@@ -74,7 +74,7 @@ def plan(units: list[Unit], config: Any, workdir: pathlib.Path) -> list[Planned]
         hashes[unit.name] = files.digest(values)
         manifest = read_manifest(workdir, unit.name)
         changed = _differences(manifest["values"], values) if manifest else ()
-        complete = manifest is not None and manifest["finished"] and all(files.exists(workdir / m) for m in unit.makes)
+        complete = manifest is not None and manifest["finished"] and all(paths.exists(workdir / m) for m in unit.makes)
         damaged = tuple(
             made
             for made, digest in (manifest["files"].items() if complete else ())
@@ -126,7 +126,7 @@ def check_unchanged(todo: list[Planned], workdir: pathlib.Path) -> None:
     for p in todo:
         if not p.changed and read_manifest(workdir, p.unit.name) is None:
             for made in p.unit.makes:
-                if files.exists(workdir / made):
+                if paths.exists(workdir / made):
                     raise UserError(
                         f"{workdir / made} is not the work of this program; "
                         "use another --workdir, or --overwrite to replace it"
@@ -152,9 +152,9 @@ def execute(todo: list[Planned], workdir: pathlib.Path) -> None:
         resumed = manifest is not None and manifest["values"] == p.values
         hosts.barrier(f"{p.unit.name} planned")
         if not resumed and hosts.is_writer():
-            files.remove(manifest_path(workdir, p.unit.name))  # before what it vouches for
+            paths.remove(manifest_path(workdir, p.unit.name))  # before what it vouches for
             for made in (*p.unit.makes, *p.unit.scratch):
-                files.remove(workdir / made)
+                paths.remove(workdir / made)
         logging.info("[%d/%d] %s%s", number, len(todo), p.unit.name, ", going on" if resumed else "")
         write_manifest(workdir, p, finished=False, seconds=0.0, resumed=resumed)
         hosts.barrier(f"{p.unit.name} begun")
@@ -162,7 +162,7 @@ def execute(todo: list[Planned], workdir: pathlib.Path) -> None:
         p.unit.run()
         write_manifest(workdir, p, finished=True, seconds=time.perf_counter() - start, resumed=resumed)
         for left in p.unit.scratch if hosts.is_writer() else ():
-            files.remove(workdir / left)
+            paths.remove(workdir / left)
         hosts.barrier(f"{p.unit.name} finished")
 
 
@@ -173,7 +173,7 @@ def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
 def read_manifest(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
     """Returns the manifest of a unit, None where it was never begun."""
     path = manifest_path(workdir, name)
-    return files.read_json(path) if files.exists(path) else None
+    return files.read_json(path) if paths.exists(path) else None
 
 
 def write_manifest(workdir: pathlib.Path, p: Planned, *, finished: bool, seconds: float, resumed: bool) -> None:
@@ -189,7 +189,7 @@ def write_manifest(workdir: pathlib.Path, p: Planned, *, finished: bool, seconds
             "files": {
                 made: files.file_digest(workdir / made)
                 for made in p.unit.makes
-                if finished and hosts.is_writer() and files.is_file(workdir / made)
+                if finished and hosts.is_writer() and paths.is_file(workdir / made)
             },
             "versions": versions(),
             "backend": jax.default_backend(),
@@ -200,8 +200,8 @@ def write_manifest(workdir: pathlib.Path, p: Planned, *, finished: bool, seconds
 
 def seconds(workdir: pathlib.Path) -> dict[str, float]:
     """Returns the seconds of each finished unit, in the order they finished."""
-    manifests = (path for path in files.children(workdir / "units") if path.suffix == ".json")
-    found = [files.read_json(path) for path in sorted(manifests, key=files.modified)]
+    manifests = (path for path in paths.children(workdir / "units") if path.suffix == ".json")
+    found = [files.read_json(path) for path in sorted(manifests, key=paths.modified)]
     return {manifest["unit"]: manifest["seconds"] for manifest in found if manifest["finished"]}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tdsm_jax import files, label_stages, model_stages, refinement, results, robust_losses
+from tdsm_jax import files, label_stages, model_stages, paths, refinement, results, robust_losses
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.pipeline import Unit
@@ -108,9 +108,9 @@ def _given(path: str) -> dict[str, str]:
     """The hash of the file that a config key names, if any, of a checkpoint that of its manifest; or a `UserError`."""
     if not path:
         return {}
-    folder = files.absolute(path)
+    folder = paths.absolute(path)
     file = checkpoint.manifest_of(folder) if checkpoint.is_step(folder) else folder
-    if not files.is_file(file):
+    if not paths.is_file(file):
         raise UserError(f"{path}: no such file (a config key init_from, or generated, names it)")
     return {path: files.file_digest(file)}
 

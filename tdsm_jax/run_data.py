@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tdsm_jax import config as configuration
-from tdsm_jax import files
+from tdsm_jax import files, paths
 from tdsm_jax.data import human_labels, label_files, noise_files, sources
 from tdsm_jax.data.edm_zip import fingerprint
 from tdsm_jax.data.sources import Dataset
@@ -19,7 +19,7 @@ from tdsm_jax.training.classifier import Labelled
 class RunData:
     """What a config and a workdir say of images and labels."""
 
-    def __init__(self, config: Any, workdir: files.Path):
+    def __init__(self, config: Any, workdir: paths.Path):
         self.config, self.workdir = config, workdir
 
     @functools.cached_property

@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from tdsm_jax import files
+from tdsm_jax import paths
 
 # On jax 0.10 the CPU backend fuses dots, reductions and elementwise work into YNNPACK calls that make the
 # training steps here 1.5 to 2 times slower and convolutions inside loops about 13 times (2 without).
@@ -41,7 +41,7 @@ def cache_folder(workdir: str | os.PathLike) -> str:
     JAX writes to buckets through other packages than the rest of a run, and would wait for the network at each
     program. What is lost with the machine is compiled again.
     """
-    if not files.is_remote(workdir):
+    if not paths.is_remote(workdir):
         return str(pathlib.Path(workdir) / "compiled")
     caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return str(pathlib.Path(caches) / "tdsm_jax" / "compiled")

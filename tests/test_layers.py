@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "tdsm_jax"
 # A room imports itself and the rooms before it.
 ROOMS = (
-    "__init__", "errors", "hosts", "files", "runtime", "command",
+    "__init__", "errors", "hosts", "paths", "files", "runtime", "command",
     "labels", "networks", "diffusion", "data", "training", "evaluation", "interop",
     "config", "pipeline", "run_data", "run", "checks", "label_stages", "model_stages", "refinement",
     "results", "robust_losses", "plan", "main", "benchmark",
@@ -19,7 +19,17 @@ MATHS = [
     for path in SOURCES
     if path.parent.name in ("labels", "diffusion") or path == PACKAGE / "evaluation" / "statistics.py"
 ]
-FORBIDDEN_IN_MATHS = ("flax", "optax", "orbax", "ml_collections", "absl", "os", "pathlib", "tdsm_jax.files")
+FORBIDDEN_IN_MATHS = (
+    "flax",
+    "optax",
+    "orbax",
+    "ml_collections",
+    "absl",
+    "os",
+    "pathlib",
+    "tdsm_jax.files",
+    "tdsm_jax.paths",
+)
 
 
 def imported(path):

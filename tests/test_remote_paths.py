@@ -19,7 +19,7 @@ from fsspec.registry import _registry
 
 import fake_bucket
 from tdsm_jax import config as configuration
-from tdsm_jax import files, pipeline, runtime
+from tdsm_jax import files, paths, pipeline, runtime
 from tdsm_jax.benchmark.cells import carry_out
 from tdsm_jax.data import edm_zip, sources
 from tdsm_jax.data.noise_files import read_matrix
@@ -54,7 +54,7 @@ def store(server, monkeypatch):
     monkeypatch.setattr(store, "failure", None)
     monkeypatch.setattr(fake_bucket.FileSystem, "store", store)
     monkeypatch.setitem(_registry, "gcs", fake_bucket.FileSystem)
-    monkeypatch.setattr(files, "_reached", set())
+    monkeypatch.setattr(paths, "_reached", set())
     backend.fsspec_backend._get_filesystem.cache_clear()
     yield store
     backend.fsspec_backend._get_filesystem.cache_clear()
@@ -72,22 +72,22 @@ def folder_of(store, name):
 
 def test_local_names_are_made_into_local_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert type(files.path_of("runs/a")) is type(pathlib.Path())
-    assert files.absolute("runs/a") == tmp_path / "runs" / "a"
-    assert not files.is_remote("runs/a") and not files.is_remote(tmp_path)
+    assert type(paths.path_of("runs/a")) is type(pathlib.Path())
+    assert paths.absolute("runs/a") == tmp_path / "runs" / "a"
+    assert not paths.is_remote("runs/a") and not paths.is_remote(tmp_path)
 
 
 def test_addresses_stay_what_they_are(store):
-    path = files.absolute("gs://bucket/runs/a/")
+    path = paths.absolute("gs://bucket/runs/a/")
     assert str(path) == "gs://bucket/runs/a"
     assert str(path / "b" / "c.npz") == "gs://bucket/runs/a/b/c.npz"
-    assert files.path_of(path) == path and files.is_remote(path / "b")
+    assert paths.path_of(path) == path and paths.is_remote(path / "b")
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/run", "https://example.org/run", "gs://"])
 def test_other_addresses_are_refused(address):
     with pytest.raises(UserError, match="gs://BUCKET/NAME"):
-        files.path_of(address)
+        paths.path_of(address)
 
 
 def test_a_file_is_there_when_the_block_ends_and_not_if_it_fails(store):
@@ -114,10 +114,10 @@ def test_what_is_written_is_read_again(store):
         np.testing.assert_array_equal(found[name], arrays[name])
     files.write_json("gs://bucket/run/deep/x.json", {"é": [1, 2]})
     assert files.read_json("gs://bucket/run/deep/x.json") == {"é": [1, 2]}
-    assert files.size("gs://bucket/run/x.npz") == len(store.objects["bucket/run/x.npz"].content)
-    assert files.walk("gs://bucket/run") == ["deep/x.json", "x.npz"]
-    assert [path.name for path in files.children("gs://bucket/run")] == ["deep", "x.npz"]
-    assert files.exists("gs://bucket/run/deep") and not files.is_file("gs://bucket/run/deep")
+    assert paths.size("gs://bucket/run/x.npz") == len(store.objects["bucket/run/x.npz"].content)
+    assert paths.walk("gs://bucket/run") == ["deep/x.json", "x.npz"]
+    assert [path.name for path in paths.children("gs://bucket/run")] == ["deep", "x.npz"]
+    assert paths.exists("gs://bucket/run/deep") and not paths.is_file("gs://bucket/run/deep")
 
 
 def test_digests_are_those_of_the_same_bytes_here(store, tmp_path):
@@ -130,11 +130,11 @@ def test_digests_are_those_of_the_same_bytes_here(store, tmp_path):
 def test_removing_takes_all_that_is_in_a_folder_and_nothing_beside_it(store):
     for name in ("run/a/x", "run/a/b/y", "run/ab"):
         files.write_text(f"gs://bucket/{name}", "")
-    files.remove("gs://bucket/run/a")
+    paths.remove("gs://bucket/run/a")
     assert list(store.objects) == ["bucket/run/ab"]
-    files.remove("gs://bucket/run/a")
-    files.remove("gs://bucket/run/ab")
-    assert not store.objects and files.children("gs://bucket/run") == []
+    paths.remove("gs://bucket/run/a")
+    paths.remove("gs://bucket/run/ab")
+    assert not store.objects and paths.children("gs://bucket/run") == []
 
 
 @pytest.mark.parametrize("read", [files.read_json, files.read_arrays, edm_zip.fingerprint, edm_zip.Archive])
@@ -163,7 +163,7 @@ def test_a_bucket_that_is_not_there_is_one_line_when_it_is_written_to(store):
 def test_refused_access_is_one_line_and_never_a_missing_file(store):
     files.write_text("gs://bucket/run/x", "")
     store.failure = OSError("Forbidden: Anonymous caller\ndoes not have storage.objects.get access")
-    for question in (files.exists, files.is_file, files.read_json, files.read_arrays, files.children, files.walk):
+    for question in (paths.exists, paths.is_file, files.read_json, files.read_arrays, paths.children, paths.walk):
         with pytest.raises(UserError, match=r"^gs://bucket/run/x: cannot be reached \(Forbidden[^\n]*get access\)"):
             question("gs://bucket/run/x")
 
@@ -200,7 +200,7 @@ def test_the_log_is_saved_before_each_checkpoint(store, monkeypatch):
         batch_size=jax.device_count(),
         schedule=loop.Schedule(4, 1, 2),
         mesh=parallel.data_mesh(),
-        directory=files.path_of("gs://bucket/run"),
+        directory=paths.path_of("gs://bucket/run"),
     )
     assert seen == [(2, [1, 2]), (4, [1, 2, 3, 4])]
 
@@ -236,7 +236,7 @@ def test_archives_label_files_and_matrices_are_read(store, tmp_path):
     labels = np.arange(12, dtype=np.int32) % 3
     edm_zip.write("gs://bucket/data/images.zip", images, labels)
     edm_zip.write(tmp_path / "images", images, labels)
-    for name in files.walk(tmp_path / "images"):
+    for name in paths.walk(tmp_path / "images"):
         store.put(f"bucket/data/folder/{name}", (tmp_path / "images" / name).read_bytes())
     for path in ("gs://bucket/data/images.zip", "gs://bucket/data/folder"):
         with edm_zip.Archive(path) as archive:
@@ -280,7 +280,7 @@ def test_an_interrupted_run_in_a_bucket_ends_where_one_on_this_machine_does(stor
         update(self, *arguments, **shown)
 
     monkeypatch.setattr(logs.Progress, "update", interrupted)
-    workdir = files.path_of("gs://bucket/runs/a")
+    workdir = paths.path_of("gs://bucket/runs/a")
     with pytest.raises(KeyboardInterrupt):
         carry_out(config, workdir, STAGES)
     assert pipeline.read_manifest(workdir, "labels")["finished"]
@@ -301,16 +301,16 @@ def test_an_interrupted_run_in_a_bucket_ends_where_one_on_this_machine_does(stor
     store.put("bucket/runs/a/weight_table.npz", b"other bytes")
     with pytest.raises(UserError, match=r"^gs://bucket/runs/a/weight_table.npz was changed after transition wrote it"):
         carry_out(config, workdir, STAGES)
-    files.remove(workdir / "weight_table.npz")
+    paths.remove(workdir / "weight_table.npz")
     given = smoke(init_from="gs://bucket/runs/a/classifier/fold0.npz", folds=1)
-    carry_out(given, files.path_of("gs://bucket/runs/given"), ("labels", "classifier"))
+    carry_out(given, paths.path_of("gs://bucket/runs/given"), ("labels", "classifier"))
     one, other = (files.read_arrays(f"gs://bucket/runs/{name}/classifier/fold0.npz") for name in ("a", "given"))
     np.testing.assert_array_equal(one["S"], other["S"])
 
 
 @pytest.mark.slow
 def test_the_whole_job_leaves_its_report_in_a_bucket(store):
-    carry_out(smoke(), files.path_of("gs://bucket/run"), ())
+    carry_out(smoke(), paths.path_of("gs://bucket/run"), ())
     made = folder_of(store, "run")
     assert {"report.html", "metrics.json", "samples/dsm.npz", "samples/dsm.png", "score/dsm/ema.npz"} <= set(made)
     assert json.loads(store.objects["bucket/run/metrics.json"].content)["methods"]["dsm"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from tdsm_jax import checks, files, pipeline, plan
+from tdsm_jax import checks, files, paths, pipeline, plan
 from tdsm_jax import config as configuration
 from tdsm_jax.errors import UserError
 from tdsm_jax.run import Run
@@ -37,10 +37,10 @@ def run_cell(
         raise UserError(f"{folder} ended with exit code {done.returncode}; its error stands above")
 
 
-def carry_out(config: ConfigDict, folder: files.Path, stages: Sequence[str]) -> Run:
+def carry_out(config: ConfigDict, folder: paths.Path, stages: Sequence[str]) -> Run:
     """Carries out some stages of a run in this process, or finds them done; returns the run."""
     configuration.validate(config)
-    frozen, folder = FrozenConfigDict(config), files.absolute(folder)
+    frozen, folder = FrozenConfigDict(config), paths.absolute(folder)
     run = Run(frozen, folder)
     planned = pipeline.plan(plan.units(run), frozen, folder)
     todo = pipeline.select(planned, tuple(stages))

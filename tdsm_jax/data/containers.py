@@ -6,7 +6,7 @@ import struct
 import zipfile
 import zlib
 
-from tdsm_jax import files
+from tdsm_jax import files, paths
 from tdsm_jax.errors import UserError
 
 # What zipfile raises, between them, for bytes that are no whole zip file.
@@ -19,9 +19,9 @@ class Folder:
     """The files under a folder: their `names`, relative and with forward slashes, and their bytes."""
 
     def __init__(self, path: str | os.PathLike):
-        self._path = files.path_of(path)
+        self._path = paths.path_of(path)
         try:
-            self.names = set(files.walk(self._path))
+            self.names = set(paths.walk(self._path))
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from None
 
@@ -31,7 +31,7 @@ class Folder:
 
     def listing(self) -> list:
         """Returns name and size of every file, in order."""
-        return [[name, files.size(self._path / name)] for name in sorted(self.names)]
+        return [[name, paths.size(self._path / name)] for name in sorted(self.names)]
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -41,11 +41,11 @@ class Zip:
     """The files inside a zip file, stored or deflated: their `names` and their bytes."""
 
     def __init__(self, path: str | os.PathLike):
-        self._path = files.path_of(path)
+        self._path = paths.path_of(path)
         self._open = contextlib.ExitStack()
-        with files.reaching(self._path):
+        with paths.reaching(self._path):
             try:
-                remote = files.is_remote(self._path)
+                remote = paths.is_remote(self._path)
                 file = self._open.enter_context(files.open_parts(self._path)) if remote else self._path
                 self._zip = self._open.enter_context(zipfile.ZipFile(file))
             except _DAMAGE as error:
@@ -63,7 +63,7 @@ class Zip:
         declared = self._zip.getinfo(name).file_size
         if declared > limit:
             raise UserError(f"{self._path}: {name} would unpack to {declared} bytes; at most {limit} are read")
-        with files.reaching(self._path):
+        with paths.reaching(self._path):
             try:
                 with self._zip.open(name) as file:
                     return file.read(declared)  # a bare read() would first inflate all that the stream holds
@@ -82,11 +82,11 @@ class Zip:
 
 def read_file(path: str | os.PathLike, limit: int) -> bytes:
     """Returns the bytes of a regular file; none, an unreadable one or one above `limit` bytes is a `UserError`."""
-    path = files.path_of(path)
-    if not files.is_file(path):  # opening a pipe would wait forever
+    path = paths.path_of(path)
+    if not paths.is_file(path):  # opening a pipe would wait forever
         raise UserError(f"{path}: no such file")
     try:
-        with files.reaching(path), path.open("rb") as file:
+        with paths.reaching(path), path.open("rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

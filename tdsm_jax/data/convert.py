@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tdsm_jax import files
+from tdsm_jax import files, paths
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.data import edm_zip, label_files, sources
 from tdsm_jax.data.containers import read_file
@@ -41,7 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.labels_out and not arguments.labels:
         raise UserError("--labels_out holds the noisy labels; give these as --labels")
     for path in filter(None, (arguments.out, arguments.labels_out)):
-        if files.exists(path):
+        if paths.exists(path):
             raise UserError(f"{path} exists; give another path or remove it")
     source = read_source(arguments)
     labels = source.labels
@@ -63,7 +63,7 @@ def read_source(arguments: argparse.Namespace) -> Labelled:
         if getattr(arguments, field.name) is not None and not read:
             raise UserError(f"--{field.name} says nothing about {source}; leave it out")
     if source not in NAMED:
-        if not files.exists(source):
+        if not paths.exists(source):
             raise UserError(f"--source={source}: no such archive, and no such dataset{did_you_mean(source, NAMED)}")
         if arguments.split != "train":
             raise UserError("--split=test: an archive is converted whole; leave --split out")

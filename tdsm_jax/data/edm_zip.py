@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tdsm_jax import files
+from tdsm_jax import files, paths
 from tdsm_jax.data import png
 from tdsm_jax.data.containers import Folder, Zip, read_file
 from tdsm_jax.errors import UserError
@@ -42,8 +42,8 @@ class Archive:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = files.path_of(path)
-        if not files.exists(self.path):
+        self.path = paths.path_of(path)
+        if not paths.exists(self.path):
             raise UserError(f"{path}: no such folder or zip file")
         self._container = Folder(self.path) if self.path.is_dir() else Zip(self.path)
         self.names = _image_names(self.path, self._container.names)
@@ -118,17 +118,17 @@ def fingerprint(path: str | os.PathLike) -> str:
 
     Of an archive's images it reads the table of contents alone: names, sizes and, in a zip file, checksums.
     """
-    path = files.path_of(path)
+    path = paths.path_of(path)
     if not path.is_dir() and path.suffix != ".zip":
         return hashlib.sha256(read_file(path, MAX_LABELS_BYTES)).hexdigest()
-    if not files.exists(path):
+    if not paths.exists(path):
         raise UserError(f"{path}: no such folder or zip file")
     with contextlib.closing(Folder(path) if path.is_dir() else Zip(path)) as container:
         labels = container.read(LABELS, MAX_LABELS_BYTES) if LABELS in container.names else b""
         return files.digest([container.listing(), hashlib.sha256(labels).hexdigest()])
 
 
-def _image_names(path: files.Path, names: set[str]) -> list[str]:
+def _image_names(path: paths.Path, names: set[str]) -> list[str]:
     chosen = sorted(name for name in names if name.lower().endswith(".png"))
     others = sorted(name for name in names if name.lower().endswith(_OTHER_IMAGES))
     if others:
@@ -139,7 +139,7 @@ def _image_names(path: files.Path, names: set[str]) -> list[str]:
     return chosen
 
 
-def _check_plain(path: files.Path, names: Sequence[str]) -> None:
+def _check_plain(path: paths.Path, names: Sequence[str]) -> None:
     for name in names:
         if "\\" in name or {"", ".", ".."} & set(name.split("/")):
             raise UserError(f"{path}: {name!r} is no plain relative name; pack the images again")
@@ -224,7 +224,7 @@ def write(
     same input gives the same bytes. `names` are those of the images, in sorted order; by default the format's
     own. A path that exists, or images that are not square, grey or RGB, raise `UserError`.
     """
-    path = files.path_of(path)
+    path = paths.path_of(path)
     names = image_names(len(images)) if names is None else list(names)
     _, height, width, channels = images.shape
     if images.dtype != np.uint8 or height != width or channels not in (1, 3):
@@ -236,11 +236,11 @@ def write(
     if sorted(set(names)) != names:
         raise UserError(f"{path}: the image names must be distinct and sorted, since readers sort them")
     _check_plain(path, names)
-    if files.exists(path):
+    if paths.exists(path):
         raise UserError(f"{path} exists; give another path or remove it")
-    if files.is_remote(path) and path.suffix != ".zip":
+    if paths.is_remote(path) and path.suffix != ".zip":
         raise UserError(f"{path}: a folder in a bucket would be there before it is whole; let the name end in .zip")
-    files.make_folder(path.parent)
+    paths.make_folder(path.parent)
     with _new_zip(path) if path.suffix == ".zip" else _new_folder(path) as add:
         for name, image in zip(tqdm(names, desc=path.name, unit=" images", disable=None, delay=2), images, strict=True):
             add(name, png.encode(image))
@@ -257,7 +257,7 @@ def labels_text(names: Sequence[str], labels: np.ndarray | None, class_names: Se
 
 
 @contextlib.contextmanager
-def _new_zip(path: files.Path) -> Iterator[Callable[[str, bytes], None]]:
+def _new_zip(path: paths.Path) -> Iterator[Callable[[str, bytes], None]]:
     with files.atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
         def add(name: str, content: bytes) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tdsm_jax import files
+from tdsm_jax import paths
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.data import human_labels, label_files, noise_files, sources
 from tdsm_jax.data.label_files import LabelFile
@@ -69,7 +69,7 @@ def main(arguments: argparse.Namespace) -> None:
     if bool(arguments.out) == bool(arguments.inspect):
         raise UserError("give --out to make a label file or --inspect to describe one; --help shows examples")
     for path in filter(None, (arguments.out, arguments.picture)):
-        if files.exists(path):
+        if paths.exists(path):
             raise UserError(f"{path} exists; give another path or remove it")
     if arguments.picture and not arguments.picture.endswith(".png"):
         raise UserError(f"--picture={arguments.picture}: the picture is a PNG file; let its name end in .png")

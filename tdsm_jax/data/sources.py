@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from tdsm_jax import files
+from tdsm_jax import paths
 from tdsm_jax.data.edm_zip import Archive
 from tdsm_jax.errors import UserError, did_you_mean
 
@@ -108,7 +108,7 @@ def _archive(spec: DataSpec) -> tuple[Dataset, Dataset]:
 def _read_archive(path: str, labels_path: str) -> Dataset:
     with Archive(path) as archive:
         labels = _archive_labels(archive, labels_path)
-        name = archive.path if files.is_remote(path) else archive.path.resolve()
+        name = archive.path if paths.is_remote(path) else archive.path.resolve()
         return Dataset(name.stem, archive.load(), labels, _class_names(archive, labels))
 
 

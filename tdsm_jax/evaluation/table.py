@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tdsm_jax import files
+from tdsm_jax import files, paths
 from tdsm_jax.errors import UserError
 
 COLUMNS = {  # metric -> (heading, digits)
@@ -57,7 +57,7 @@ def main(folders: list[str]) -> None:
     """Prints the table of the workdirs named on the command line."""
     if not folders:
         raise UserError("name the workdirs of finished runs: python -m tdsm_jax.evaluation.table runs/seed0 ...")
-    print(markdown([files.read_json(files.path_of(folder) / "metrics.json") for folder in folders]))
+    print(markdown([files.read_json(paths.path_of(folder) / "metrics.json") for folder in folders]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from tdsm_jax import files, hosts
+from tdsm_jax import files, hosts, paths
 from tdsm_jax.errors import UserError
 
 FORMAT = 2
@@ -48,13 +48,13 @@ class Checkpoints:
     def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
         if keep < 1:
             raise UserError(f"cannot keep {keep} checkpoints; keep at least 1")
-        self._root = files.absolute(directory)
+        self._root = paths.absolute(directory)
         self._keep = keep
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._in_flight: tuple[int, float | None, concurrent.futures.Future] | None = None
         _silence_orbax()
         if hosts.is_writer():
-            files.make_folder(self._root)
+            paths.make_folder(self._root)
             _remove_unfinished(self._root)
         hosts.barrier(f"open {self._root}")
         self._good = {step: _measure(self._root, step) for step in _steps_with_manifest(self._root)}
@@ -90,7 +90,7 @@ class Checkpoints:
         # On CPU device_get gives views: without the copy, what follows could reach what is being written.
         host = jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(state))
         if hosts.is_writer():
-            files.remove(_manifest_path(self._root, step))
+            paths.remove(_manifest_path(self._root, step))
         response = ocp.save_async(_step_path(self._root, step), host, overwrite=True)
         about = {"measure": measure, "notes": notes or {}}
         self._in_flight = step, measure, self._background.submit(self._finish, step, host, response, about)
@@ -103,7 +103,7 @@ class Checkpoints:
         if self._in_flight is None:
             return
         (step, measure, finished), self._in_flight = self._in_flight, None
-        with files.reaching(self._root):
+        with paths.reaching(self._root):
             finished.result()
         hosts.barrier(f"checkpoint {step} complete")
         self._good = self._kept(self._good | {step: measure})
@@ -173,18 +173,18 @@ class _Spec(NamedTuple):
         return f"{self.dtype}{list(self.shape)}"
 
 
-def is_step(directory: files.Path) -> bool:
+def is_step(directory: paths.Path) -> bool:
     """Says whether a folder is that of a complete step."""
     found = _ENTRY.fullmatch(directory.name)
-    return bool(found) and not found[2] and files.is_file(manifest_of(directory))
+    return bool(found) and not found[2] and paths.is_file(manifest_of(directory))
 
 
-def manifest_of(directory: files.Path) -> files.Path:
+def manifest_of(directory: paths.Path) -> paths.Path:
     """Returns the manifest of the step in a folder."""
     return directory.with_name(f"{directory.name}.json")
 
 
-def read_field(directory: files.Path, field: str, like: Any) -> Any:
+def read_field(directory: paths.Path, field: str, like: Any) -> Any:
     """Returns one field of the state that a step's folder holds, as numpy, every byte checked; nothing else is read.
 
     `like` is a pytree with the structure, shapes and dtypes of that field. Damage, and other arrays, raise `UserError`.
@@ -263,8 +263,8 @@ def _write_manifest(root: pathlib.Path, step: int, host: Any, about: dict[str, A
             for name, array in _named_leaves(host).items()
         },
         "files": {
-            name: {"bytes": files.size(directory / name), "sha256": files.file_digest(directory / name)}
-            for name in files.walk(directory)
+            name: {"bytes": paths.size(directory / name), "sha256": files.file_digest(directory / name)}
+            for name in paths.walk(directory)
         },
     }
     files.write_json(_manifest_path(root, step), {**manifest, "digest": files.digest(manifest)})
@@ -283,9 +283,9 @@ def _require_same_arrays(directory: pathlib.Path, recorded: dict[str, Any], name
 
 
 def _require_same_file(path: pathlib.Path, name: str, recorded: dict[str, Any]) -> None:
-    if not files.is_file(path):
+    if not paths.is_file(path):
         raise _Damaged(f"missing file {name}")
-    if (size := files.size(path)) != recorded["bytes"]:
+    if (size := paths.size(path)) != recorded["bytes"]:
         raise _Damaged(f"{name} has {size} bytes instead of {recorded['bytes']}")
     if files.file_digest(path) != recorded["sha256"]:
         raise _Damaged(f"wrong checksum of file {name}")
@@ -315,26 +315,26 @@ def _manifest_path(root: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def _steps_on_disk(root: pathlib.Path) -> set[int]:
-    return {int(match[1]) for path in files.children(root) if (match := _ENTRY.fullmatch(path.name))}
+    return {int(match[1]) for path in paths.children(root) if (match := _ENTRY.fullmatch(path.name))}
 
 
 def _steps_with_manifest(root: pathlib.Path) -> set[int]:
-    return {step for step in _steps_on_disk(root) if files.is_file(_manifest_path(root, step))}
+    return {step for step in _steps_on_disk(root) if paths.is_file(_manifest_path(root, step))}
 
 
 def _remove(root: pathlib.Path, step: int) -> None:
-    files.remove(_manifest_path(root, step))
-    files.remove(_step_path(root, step), ignore_errors=True)
+    paths.remove(_manifest_path(root, step))
+    paths.remove(_step_path(root, step), ignore_errors=True)
 
 
 def _remove_unfinished(root: pathlib.Path) -> None:
     files.sweep_partials(root)
     complete = _steps_with_manifest(root)
-    for path in files.children(root):
+    for path in paths.children(root):
         match = _ENTRY.fullmatch(path.name)
         if match and path.is_dir() and (match[2] or int(match[1]) not in complete):
             logging.warning("checkpoint %s was never finished (no manifest); removed", path)
-            files.remove(path)
+            paths.remove(path)
 
 
 def _silence_orbax() -> None:

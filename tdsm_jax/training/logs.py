@@ -9,7 +9,7 @@ from typing import Any, Self, TextIO
 
 import tqdm
 
-from tdsm_jax import files, hosts
+from tdsm_jax import files, hosts, paths
 from tdsm_jax.errors import UserError
 
 PLAIN_INTERVAL = 30.0  # seconds between progress lines where there is no terminal
@@ -173,12 +173,12 @@ def _format_rate(images_per_second: float) -> str:
 
 
 def _metrics_path(directory: str | pathlib.Path) -> pathlib.Path:
-    return files.path_of(directory) / "metrics.jsonl"
+    return paths.path_of(directory) / "metrics.jsonl"
 
 
 def _complete_lines(path: pathlib.Path) -> list[tuple[str, dict[str, float]]]:
     """Returns (line with its newline, record) for every line that was written to its end."""
-    if not files.exists(path):
+    if not paths.exists(path):
         return []
     lines = files.read_bytes(path).decode().splitlines(keepends=True)
     try:
@@ -188,7 +188,7 @@ def _complete_lines(path: pathlib.Path) -> list[tuple[str, dict[str, float]]]:
 
 
 def _tensorboard_writer(directory: pathlib.Path, resume_step: int) -> Any:
-    if files.is_remote(directory):  # event files grow, which objects cannot; metrics.jsonl has the same numbers
+    if paths.is_remote(directory):  # event files grow, which objects cannot; metrics.jsonl has the same numbers
         return None
     try:
         from tensorboardX import SummaryWriter

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from tdsm_jax import files
+from tdsm_jax import files, paths
 from tdsm_jax.diffusion.process import PROCESSES, Process
 from tdsm_jax.errors import UserError, did_you_mean, printable
 from tdsm_jax.networks.unet import STYLES, UNet
@@ -50,7 +50,7 @@ def write(path: str | os.PathLike, model: Model) -> None:
     files.write_arrays(path, flatten_params(model.params) | {_DESCRIPTION: description})
 
 
-def write_description(directory: files.Path, model: Model) -> None:
+def write_description(directory: paths.Path, model: Model) -> None:
     """Writes what a model will be, in the folder of its training, without its parameters."""
     files.write_json(directory / DESCRIPTION_FILE, describe(model))
 
@@ -72,7 +72,7 @@ def read(path: str | os.PathLike) -> Model:
 
     What is missing, damaged or something else is a `UserError` naming it.
     """
-    folder = files.absolute(path)
+    folder = paths.absolute(path)
     if checkpoint.is_step(folder):
         return _read_checkpoint(folder)
     arrays = files.read_arrays(path)
@@ -87,7 +87,7 @@ def read(path: str | os.PathLike) -> Model:
     return Model(network, params, process, image_shape)
 
 
-def _read_checkpoint(folder: files.Path) -> Model:
+def _read_checkpoint(folder: paths.Path) -> Model:
     """Reads the averaged parameters of a step, with the description beside the folder of the steps."""
     path = folder.parent.parent / DESCRIPTION_FILE
     description = files.read_json(path)
