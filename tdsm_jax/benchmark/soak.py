@@ -3,11 +3,12 @@
   python -m tdsm_jax.benchmark soak --out=runs/soak
   python -m tdsm_jax.benchmark soak --out=runs/soak --cycles=20 --processes=2 --seed=1
 
-A run of --config is started, killed in a unit of work drawn at random, started again by the same command, and so on
-until it is finished; then the next one begins. Half of the signals are SIGKILL, half SIGTERM; of several processes
-(hosts of this one machine) one or all are hit. After every kill all files that are not being written must be whole.
+A run of --config is started, killed in a unit of work drawn at random or while it starts, started again by the same
+command, and so on until it is finished; then the next one begins. Half of the signals are SIGKILL, half SIGTERM; of
+several processes (hosts of this one machine) one or all are hit. After every kill all files that are not being written must be whole.
 A finished run must hold the files of a run that nobody disturbed, with the same content: models, samples, metrics and
-logs bit for bit, the rest of the JSON but for times. Stop it whenever you like: the same command goes on.
+logs bit for bit, the rest of the JSON but for times. Stop it whenever you like: the same command goes on. The number of
+cores that a process may use must stay the same: sums of floating-point numbers depend on it.
 """
 
 import argparse
@@ -32,6 +33,9 @@ from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation.table import grid
 
+EARLY = 0.1  # share of the kills that hit processes which start
+START_SECONDS = 8  # within which those fall
+START_TIMEOUT = 30  # after which a process gives up another one that was killed so
 AHEAD = 3  # units between the one a cycle finds and the one it is killed in, at most
 PATIENCE = 600  # seconds that a unit of the config may take on a busy machine
 VARYING = ("seconds", "resumed", "date", "command", "files")  # keys that tell of the running, or of files that do
@@ -100,13 +104,15 @@ def cycles(
 
 def cycle(config: str, workdir: pathlib.Path, number: int, rng: random.Random) -> dict[str, Any]:
     """Starts a run, kills it in a unit drawn at random, and returns what happened; it may finish before."""
-    sent, everyone = rng.choice(SIGNALS), rng.random() < 0.5
+    sent, everyone, early = rng.choice(SIGNALS), rng.random() < 0.5, rng.random() < EARLY
     goal = len(finished_units(workdir)) + rng.randrange(AHEAD + 1)
-    within = rng.random()
+    within, since = rng.random(), time.time()
     processes = start(config, workdir, number)
-    begun = wait_until_begun(workdir, goal, processes)
-    if begun:  # a moment of the unit, as long as the undisturbed run took for it
-        time.sleep(within * seconds_of_unit(workdir.parent / f"undisturbed{number}", begun))
+    if early:
+        time.sleep(within * START_SECONDS)
+    elif begun := wait_until_begun(workdir, goal, processes, since):
+        # A moment of the unit, as long as the undisturbed run took for it.
+        time.sleep(within * pipeline.seconds(workdir.parent / f"undisturbed{number}")[begun])
     hit = processes if everyone else [rng.choice(processes)]
     running = [process for process in hit if process.poll() is None]
     for process in running:
@@ -114,9 +120,11 @@ def cycle(config: str, workdir: pathlib.Path, number: int, rng: random.Random) -
     codes = [process.wait(timeout=PATIENCE) for process in processes]
     finished = (workdir / "report.html").exists() and codes == [0] * number and last_unit(workdir) == "report"
     right = {0} if finished or sent == signal.SIGTERM else {-signal.SIGKILL, hosts.LOST, 0}
+    if early:  # before anything listens; the others give up, or go on to lose it
+        right |= {-signal.SIGTERM, hosts.LOST, 2}
     problems = [f"exit codes {codes} after {sent.name}"] if not right.issuperset(codes) else []
     problems += [f"{path.relative_to(workdir)} is not whole" for path in broken_files(workdir)]
-    where = last_unit(workdir) or "before the first unit"
+    where = "start" if early else last_unit(workdir)
     return {
         "signal": sent.name if running else "none", "hit": len(running), "unit": where, "codes": codes,
         "finished": finished, "problems": problems,
@@ -130,7 +138,8 @@ def start(config: str, workdir: pathlib.Path, number: int) -> list[subprocess.Po
     coordinator = f"--coordinator=localhost:{free_port()}"
     started = []
     for i in range(number):
-        shared = [coordinator, f"--num_processes={number}", f"--process_id={i}"] if number > 1 else []
+        place = [coordinator, f"--num_processes={number}", f"--process_id={i}", f"--start_timeout={START_TIMEOUT}"]
+        shared = place if number > 1 else []
         with log_of(workdir, i).open("a") as log:
             started.append(subprocess.Popen([*command, *shared], env=os.environ | cache, stdout=log, stderr=log))
     return started
@@ -147,9 +156,9 @@ def log_of(workdir: pathlib.Path, process: int) -> pathlib.Path:
 
 
 def manifests(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the manifests of the units begun so far, the latest last."""
-    paths = sorted((workdir / "units").glob("*.json"), key=os.path.getmtime)
-    return [files.read_json(path) for path in paths]
+    """Returns the manifests of the units begun so far, the latest last, each with when it was "written"."""
+    found = sorted((path.stat().st_mtime, path) for path in (workdir / "units").glob("*.json"))
+    return [files.read_json(path) | {"written": written} for written, path in found]
 
 
 def finished_units(workdir: pathlib.Path) -> list[str]:
@@ -160,17 +169,17 @@ def last_unit(workdir: pathlib.Path) -> str:
     return next((manifest["unit"] for manifest in reversed(manifests(workdir))), "")
 
 
-def seconds_of_unit(workdir: pathlib.Path, name: str) -> float:
-    return pipeline.seconds(workdir)[name]
+def wait_until_begun(workdir: pathlib.Path, goal: int, processes: Sequence[subprocess.Popen], since: float) -> str:
+    """Waits until `goal` units are finished and another is begun, at a time later than `since`.
 
-
-def wait_until_begun(workdir: pathlib.Path, goal: int, processes: Sequence[subprocess.Popen]) -> str:
-    """Waits until `goal` units are finished and another is begun; returns its name, "" where the run ended first."""
+    Returns its name, "" where the run ended first.
+    """
     end = time.monotonic() + PATIENCE
     while all(process.poll() is None for process in processes):
         found = manifests(workdir)
         if sum(manifest["finished"] for manifest in found) >= goal and found and not found[-1]["finished"]:
-            return found[-1]["unit"]
+            if found[-1]["written"] > since:  # by these processes, not by those killed before
+                return found[-1]["unit"]
         if time.monotonic() > end:
             raise UserError(f"{workdir} does not get on; see {log_of(workdir, 0)}")
         time.sleep(0.02)
