@@ -136,8 +136,8 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a .npz of plain arrays; pickled objects are refused, a damaged file is a `UserError` naming it."""
     try:
         # An object is read at once: piece by piece it would be a request for each array, or for each few megabytes.
-        source = io.BytesIO(read_bytes(path)) if is_remote(path) else path
-        with np.load(source, allow_pickle=False) as stored:
+        source = io.BytesIO(read_bytes(path)) if is_remote(path) else open(path, "rb")
+        with source, np.load(source, allow_pickle=False) as stored:  # of a damaged file np.load leaves a path's open
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

@@ -5,10 +5,10 @@
 
 A run of --config is started, killed in a unit of work drawn at random or while it starts, started again by the same
 command, and so on until it is finished; then the next one begins. Half of the signals are SIGKILL, half SIGTERM; of
-several processes (hosts of this one machine) one or all are hit. After every kill all files that are not being written must be whole.
-A finished run must hold the files of a run that nobody disturbed, with the same content: models, samples, metrics and
-logs bit for bit, the rest of the JSON but for times. Stop it whenever you like: the same command goes on. The number of
-cores that a process may use must stay the same: sums of floating-point numbers depend on it.
+several processes (hosts of this one machine) one or all are hit. After every kill all files that are not being written
+must be whole. A finished run must hold the files of a run that nobody disturbed, with the same content: models,
+samples, metrics and logs bit for bit, the rest of the JSON but for times. Stop it whenever you like: the same command
+goes on. The number of cores that a process may use must stay the same: sums of floating-point numbers depend on it.
 """
 
 import argparse
