@@ -7,8 +7,16 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Bad input, said in one line: what was wrong and what to do about it.
 
-    `main` prints the message and exits non-zero; every other exception is a bug and keeps its traceback.
+    `main` prints the message and ends with `exit_code`; every other exception is a bug and keeps its traceback.
     """
+
+    exit_code = 2
+
+
+class Unreachable(UserError):
+    """Something outside that is not there now and may be later: another host, a bucket. Trying again may help."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class Stopped(Exception):

@@ -59,7 +59,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--workdir={workdir} is a file; give a folder")
     runtime.configure(compilation_cache=runtime.cache_folder(workdir))
     hosts.start(_DISTRIBUTED.value, given_place(), _START_TIMEOUT.value)
-    hosts.check_equal(files.digest(configuration.resolved(config)), "the config")
+    hosts.check_alone()
+    hosts.check_equal(files.digest(configuration.resolved(config)), "config")
     hosts.listen_for_stop()
     hosts.listen_for_maintenance()
     # Imported here: these are slow, and neither --help nor the refusal of a bad config needs them.
@@ -74,12 +75,14 @@ def main(argv: list[str]) -> None:
     if _DRY_RUN.value:
         print(json.dumps(configuration.resolved(config), indent=2))
         print(pipeline.describe(planned, todo))
+        hosts.finish()
         return
-    hosts.barrier("planned")  # from here on files change
+    agreed = [[p.unit.name, p.hash, p.done] for p in planned], [p.unit.name for p in todo]
+    hosts.check_equal(files.digest(agreed), "view of the workdir, data or --stages")  # from here on files change
     pipeline.check_undamaged(planned, workdir)
     if not _OVERWRITE.value:
         pipeline.check_unchanged(todo, workdir)
-    files.sweep_partials(workdir)
+    pipeline.sweep(planned, workdir)
     pipeline.execute(todo, workdir)
     made = [workdir / path for p in todo for path in p.unit.makes if paths.is_file(workdir / path)]
     hosts.finish()
@@ -120,8 +123,15 @@ def complete(argv: list[str]) -> list[str]:
     if not base.is_file():
         raise UserError("--config.init_from needs a --config too where the folder configs/ is not installed")
     model = next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config.init_from=")), "")
-    default = [] if "workdir" in names else [f"--workdir=runs/samples-of-{pathlib.Path(model).parent.name or 'model'}"]
+    default = [] if "workdir" in names else [f"--workdir=runs/samples-of-{name_of(pathlib.PurePath(model))}"]
     return [argv[0], f"--config={base}", "--config.methods=('init',)", *default, *argv[1:]]
+
+
+def name_of(model: pathlib.PurePath) -> str:
+    """Returns the name of a model file's folder; of a checkpoint the method's, and the step."""
+    if model.parent.name == "checkpoints":
+        return f"{model.parent.parent.name}-{model.name}"
+    return model.parent.name or "model"
 
 
 def entry_point() -> None:
@@ -132,7 +142,7 @@ def entry_point() -> None:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        hosts.leave(2)
+        hosts.leave(error.exit_code)
     except Stopped:
         print("stopped as asked; the same command goes on from here", file=sys.stderr)
         hosts.finish()

@@ -72,7 +72,7 @@ def sample(run: Run, method: str) -> None:
     parts = run.workdir / "samples" / f"{method}.parts"
     images = finished_parts(parts)
     done = sum(map(len, images))
-    hosts.check_equal(str(done), f"the number of finished images in {parts}, as seen")
+    hosts.check_equal(str(done), f"number of finished images in {parts}")
     with Progress(f"sample/{method}", -(-(len(labels) - done) // size), size) as progress:
         for start in range(done, len(labels), size):
             hosts.stop_if_asked()

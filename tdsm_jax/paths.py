@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import Unreachable, UserError
 
 # Local paths stay pathlib's: epath's own hide names that end in ~, and stat fails for users without a name.
 Path = pathlib.Path | epath.Path
@@ -70,7 +70,7 @@ def reaching(path: str | os.PathLike) -> Iterator[None]:
     except Exception as error:  # of gcsfs, aiohttp, google.auth, tensorstore ...: none of them is imported here
         if not is_remote(path):
             raise
-        raise UserError(
+        raise Unreachable(
             f"{path}: cannot be reached ({_line(error)}); check the bucket, the network and "
             "`gcloud auth application-default login`"
         ) from error

@@ -141,20 +141,30 @@ def check_unchanged(todo: list[Planned], workdir: pathlib.Path) -> None:
             )
 
 
+def sweep(planned: list[Planned], workdir: pathlib.Path) -> None:
+    """Removes what a killed process left behind: half-written files, and what finished units went on from."""
+    files.sweep_partials(workdir)
+    for p in planned if hosts.is_writer() else ():
+        for left in p.unit.scratch if p.done else ():
+            paths.remove(workdir / left)
+
+
 def execute(todo: list[Planned], workdir: pathlib.Path) -> None:
     """Runs the units in order. A unit begun earlier with the same hash goes on where it stopped.
 
-    All hosts run every unit; one writes, and none reads before it has.
+    All hosts run every unit; one writes, and none reads before it has. The page of an earlier state goes first: while
+    there is one, the run is finished.
     """
+    for p in todo if hosts.is_writer() else ():
+        if p.unit.stage == "report":
+            _forget(p.unit, workdir)
     for number, p in enumerate(todo, start=1):
         hosts.stop_if_asked()
         manifest = read_manifest(workdir, p.unit.name)
         resumed = manifest is not None and manifest["values"] == p.values
         hosts.barrier(f"{p.unit.name} planned")
         if not resumed and hosts.is_writer():
-            paths.remove(manifest_path(workdir, p.unit.name))  # before what it vouches for
-            for made in (*p.unit.makes, *p.unit.scratch):
-                paths.remove(workdir / made)
+            _forget(p.unit, workdir)
         logging.info("[%d/%d] %s%s", number, len(todo), p.unit.name, ", going on" if resumed else "")
         write_manifest(workdir, p, finished=False, seconds=0.0, resumed=resumed)
         hosts.barrier(f"{p.unit.name} begun")
@@ -164,6 +174,12 @@ def execute(todo: list[Planned], workdir: pathlib.Path) -> None:
         for left in p.unit.scratch if hosts.is_writer() else ():
             paths.remove(workdir / left)
         hosts.barrier(f"{p.unit.name} finished")
+
+
+def _forget(unit: Unit, workdir: pathlib.Path) -> None:
+    paths.remove(manifest_path(workdir, unit.name))  # before what it vouches for
+    for made in (*unit.makes, *unit.scratch):
+        paths.remove(workdir / made)
 
 
 def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:

@@ -4,6 +4,7 @@ import http.server
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -12,8 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from tdsm_jax import hosts
-from tdsm_jax.errors import UserError
+from tdsm_jax import files, hosts, roll_call
+from tdsm_jax.errors import Unreachable, UserError
 from test_main import ROOT, command, environment
 
 SMOKE = "configs/digits.py:smoke,methods=tdsm"
@@ -102,6 +103,15 @@ def test_two_hosts_of_four_devices_do_what_one_device_does(alone, tmp_path):
     workdir = tmp_path / "run"
     finish(as_hosts(tmp_path / "logs", 2, f"--workdir={workdir}", config=SMOKE, count=4), tmp_path / "logs")
     assert_same_run(workdir, alone, "tdsm")
+    one, other = (files.read_arrays(w / "weight_table.npz") for w in (alone, workdir))
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-3)
+    one, other = (files.read_json(w / "transition.json")["classifier"] for w in (alone, workdir))
+    for name in one:  # of every image, seen by the classifiers that never trained on it
+        np.testing.assert_allclose(one[name], other[name], rtol=0.02, atol=2e-3, err_msg=name)
+    one, other = (files.read_json(w / "metrics.json")["methods"]["tdsm"] for w in (alone, workdir))
+    for name in ("label_fidelity", "cas"):
+        assert abs(one[name] - other[name]) < 0.05, name
     assert (
         (workdir / "report.html").exists()
         and not list(workdir.rglob("*.partial"))
@@ -144,7 +154,7 @@ def test_a_lost_host_is_noticed_and_the_pair_goes_on(cheap, tmp_path):
     wait_for(workdir / "score" / "dsm" / "checkpoints" / "00000010.json", pair)
     pair[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
-    finish(pair, logs, (hosts.LOST, -signal.SIGKILL))
+    finish(pair, logs, (roll_call.LOST, -signal.SIGKILL))
     assert time.monotonic() - began < 30
     said = (logs / "host0").read_text()
     assert "error: process 1 of 2 is gone; the same command on every host goes on" in said
@@ -160,7 +170,7 @@ def test_a_missing_host_is_named(tmp_path):
     arguments = (f"--workdir={tmp_path / 'run'}", "--start_timeout=4")
     both = as_hosts(tmp_path / "logs", 3, *arguments, config=CHEAP, count=1)
     both.pop(1).kill()
-    finish(both, codes=(2, 2))
+    finish(both, codes=(Unreachable.exit_code,) * 2)
     for i in (0, 2):
         last = (tmp_path / "logs" / f"host{i}").read_text().strip().splitlines()[-1]
         assert last == "error: process 1 of 3 has not started within 4 s; start the same command on every host"
@@ -178,14 +188,14 @@ def test_hosts_with_other_configs_are_refused(tmp_path):
     finish(pair, logs, (2, 2))
     for i in range(2):
         said = (logs / f"host{i}").read_text()
-        assert "error: the config of process 1 differs from that of process 0; start the same command on" in said
+        assert "error: process 1 has another config than process 0; start the same command on every host" in said
     assert not (tmp_path / "run" / "units").exists()
 
 
 def test_a_silent_coordinator_is_named():
-    place = hosts.Place(f"localhost:{free_port()}", 2, 1)
+    place = roll_call.Place(f"localhost:{free_port()}", 2, 1)
     with pytest.raises(UserError, match=r"process 0 did not answer at localhost:\d+ .* for 1 s; start the same"):
-        hosts.RollCall(place, timeout=1)
+        roll_call.RollCall(place, timeout=1)
 
 
 def roll(number, port, timeout=20, own=None):
@@ -194,7 +204,7 @@ def roll(number, port, timeout=20, own=None):
 
     def call(i):
         try:
-            ends[i] = hosts.RollCall(hosts.Place(f"localhost:{port}", number, i), timeout)
+            ends[i] = roll_call.RollCall(roll_call.Place(f"localhost:{port}", number, i), timeout)
         except UserError as error:
             ends[i] = str(error)
 
@@ -208,32 +218,46 @@ def roll(number, port, timeout=20, own=None):
 
 def test_the_roll_is_called_until_all_are_there():
     ends = roll(4, free_port())
-    assert all(isinstance(end, hosts.RollCall) for end in ends.values())
+    assert all(isinstance(end, roll_call.RollCall) for end in ends.values())
 
 
 def test_strangers_at_the_port_do_no_harm():
     port, ends = free_port(), {}
     waiting = threading.Thread(target=lambda: ends.update(roll(2, port, own=[0])))
     waiting.start()
-    address = ("localhost", hosts.roll_port(f"localhost:{port}"))
+    address = ("localhost", roll_call.Place(f"localhost:{port}").roll_port)
     end = time.monotonic() + 10
     while True:
         try:
             with socket.create_connection(address, timeout=5) as stranger:
                 stranger.sendall(b"GET / HTTP/1.1\n")
+            with socket.create_connection(address, timeout=5) as stranger:  # and one that hangs up rudely
+                stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             break
         except OSError:
             assert time.monotonic() < end
             time.sleep(0.05)
     ends |= roll(2, port, own=[1])
     waiting.join()
-    assert all(isinstance(end, hosts.RollCall) for end in ends.values()), ends
+    assert all(isinstance(end, roll_call.RollCall) for end in ends.values()), ends
+
+
+def test_two_processes_of_one_number_are_told_so():
+    port, said = free_port(), []
+    first = threading.Thread(target=lambda: said.extend(roll(3, port, own=[0]).values()))
+    first.start()
+    twins = [threading.Thread(target=lambda: said.extend(roll(3, port, own=[1]).values())) for _ in range(2)]
+    for twin in twins:
+        twin.start()
+    for thread in (first, *twins):
+        thread.join()
+    assert said == ["a second process 1 of 3 has started; number them 0, 1, ..., one each"] * 3
 
 
 @pytest.mark.parametrize("coordinator", ["localhost", "localhost:port", "localhost:80", ":1234"])
 def test_a_coordinator_is_host_and_port(coordinator):
     with pytest.raises(UserError, match="must be HOST:PORT of process 0"):
-        hosts.roll_port(coordinator)
+        roll_call.Place(coordinator).address  # noqa: B018  raises
 
 
 @pytest.mark.parametrize(
@@ -254,9 +278,7 @@ def test_a_wrong_place_ends_in_one_line(tmp_path, arguments, said):
 
 def test_slurm_says_who_is_who(tmp_path):
     """Through the variables that srun sets; JAX reads them."""
-    program = (
-        "import sys; from tdsm_jax import hosts; hosts.start('auto', None, 30); print(hosts.index(), hosts.count())"
-    )
+    program = "from tdsm_jax import hosts; hosts.start('auto', None, 30); print(int(hosts.is_writer()), hosts.count())"
     slurm = {"SLURM_JOB_ID": "17", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
     slurm |= {"SLURM_STEP_NUM_NODES": "1"}
     started = [
@@ -266,7 +288,7 @@ def test_slurm_says_who_is_who(tmp_path):
         )
         for i in range(2)
     ]  # fmt: skip
-    assert [process.communicate(timeout=60)[0].split() for process in started] == [["0", "2"], ["1", "2"]]
+    assert [process.communicate(timeout=60)[0].split() for process in started] == [["1", "2"], ["0", "2"]]
 
 
 def test_an_announced_maintenance_stops_the_run(tmp_path, monkeypatch):

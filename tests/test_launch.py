@@ -211,7 +211,10 @@ def test_slurm_directives_stand_before_the_first_command():
         ("exit 0", "RUNNING", "3", 0, True),
         ("exit 0", "COMPLETING", "3", 0, False),  # scancel
         ("exit 0", "RUNNING", "100", 2, False),
-        ("exit 9", "RUNNING", "0", 9, False),
+        ("exit 3", "RUNNING", "0", 0, True),  # a host was lost
+        ("exit 143", "COMPLETING", "0", 143, False),
+        ("exit 1", "RUNNING", "0", 1, False),
+        ("exit 2", "RUNNING", "0", 2, False),
         (REPORT, "RUNNING", "0", 0, False),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "tdsm_jax"
 # A room imports itself and the rooms before it.
 ROOMS = (
-    "__init__", "errors", "hosts", "paths", "files", "runtime", "command",
+    "__init__", "errors", "roll_call", "hosts", "paths", "files", "runtime", "command",
     "labels", "networks", "diffusion", "data", "training", "evaluation", "interop",
     "config", "pipeline", "run_data", "run", "checks", "label_stages", "model_stages", "refinement",
     "results", "robust_losses", "plan", "main", "benchmark",
@@ -29,6 +29,7 @@ FORBIDDEN_IN_MATHS = (
     "pathlib",
     "tdsm_jax.files",
     "tdsm_jax.paths",
+    "tdsm_jax.hosts",
 )
 
 

@@ -27,11 +27,15 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tdsm_jax import files, hosts, pipeline
+import PIL.Image
+
+from tdsm_jax import files, pipeline
 from tdsm_jax.benchmark.timing import described, environment
 from tdsm_jax.command import new_parser, run_command
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import Unreachable, UserError
 from tdsm_jax.evaluation.table import grid
+from tdsm_jax.roll_call import LOST
+from tdsm_jax.training import checkpoint
 
 EARLY = 0.1  # share of the kills that hit processes which start
 START_SECONDS = 8  # within which those fall
@@ -80,7 +84,7 @@ def cycles(
     arguments: argparse.Namespace, out: pathlib.Path, counts: Sequence[int], done: Sequence[dict]
 ) -> Iterator[dict[str, Any]]:
     """Yields the record of each kill and of each end of a run, until there are enough kills."""
-    kills = sum(not record["finished"] for record in done)
+    kills = sum(was_killed(record) for record in done)
     first = max((record["run"] for record in done), default=-1)
     for number in itertools.count(max(first, 0)):
         if kills >= arguments.cycles:
@@ -96,10 +100,16 @@ def cycles(
                 record["problems"] = [*record["problems"], *differences(reference, workdir)]
                 if not record["problems"]:
                     shutil.rmtree(workdir)
-            kills += not record["finished"]
+            kills += was_killed(record)
             yield record
             if record["finished"]:
                 break
+            if record["signal"] == "none":
+                raise UserError(f"{workdir} ended by itself with {record['codes']}; see {log_of(workdir, 0)}")
+
+
+def was_killed(record: dict[str, Any]) -> bool:
+    return not record["finished"] and record["signal"] != "none"
 
 
 def cycle(config: str, workdir: pathlib.Path, number: int, rng: random.Random) -> dict[str, Any]:
@@ -114,15 +124,19 @@ def cycle(config: str, workdir: pathlib.Path, number: int, rng: random.Random) -
         # A moment of the unit, as long as the undisturbed run took for it.
         time.sleep(within * pipeline.seconds(workdir.parent / f"undisturbed{number}")[begun])
     hit = processes if everyone else [rng.choice(processes)]
-    running = [process for process in hit if process.poll() is None]
+    running, before = [process for process in hit if process.poll() is None], names(workdir)
     for process in running:
         process.send_signal(sent)
-    codes = [process.wait(timeout=PATIENCE) for process in processes]
+    codes = ends(processes)
     finished = (workdir / "report.html").exists() and codes == [0] * number and last_unit(workdir) == "report"
-    right = {0} if finished or sent == signal.SIGTERM else {-signal.SIGKILL, hosts.LOST, 0}
+    right = {0} if finished or sent == signal.SIGTERM else {-signal.SIGKILL}
+    if number > 1 and (early or sent == signal.SIGKILL):
+        right |= {LOST, -signal.SIGABRT}  # JAX aborts where the first process is gone, if it is faster than we are
     if early:  # before anything listens; the others give up, or go on to lose it
-        right |= {-signal.SIGTERM, hosts.LOST, 2}
+        right |= {-signal.SIGTERM, Unreachable.exit_code}
     problems = [f"exit codes {codes} after {sent.name}"] if not right.issuperset(codes) else []
+    if running and sent == signal.SIGTERM and not early and len(names(workdir) - before) > 1:
+        problems.append(f"SIGTERM before {', '.join(sorted(names(workdir) - before))} was not heard")
     problems += [f"{path.relative_to(workdir)} is not whole" for path in broken_files(workdir)]
     where = "start" if early else last_unit(workdir)
     return {
@@ -145,6 +159,19 @@ def start(config: str, workdir: pathlib.Path, number: int) -> list[subprocess.Po
     return started
 
 
+def ends(processes: Sequence[subprocess.Popen]) -> list[int | str]:
+    """Waits for the processes and returns their exit codes; one that does not end is killed, and its code "hangs"."""
+    codes: list[int | str] = []
+    for process in processes:
+        try:
+            codes.append(process.wait(timeout=PATIENCE))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            codes.append("hangs")
+    return codes
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -163,6 +190,10 @@ def manifests(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def finished_units(workdir: pathlib.Path) -> list[str]:
     return [manifest["unit"] for manifest in manifests(workdir) if manifest["finished"]]
+
+
+def names(workdir: pathlib.Path) -> set[str]:
+    return {manifest["unit"] for manifest in manifests(workdir)}
 
 
 def last_unit(workdir: pathlib.Path) -> str:
@@ -187,18 +218,21 @@ def wait_until_begun(workdir: pathlib.Path, goal: int, processes: Sequence[subpr
 
 
 def broken_files(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the files that are neither whole nor marked as being written."""
+    """Returns the files (JSON, arrays, pictures, steps with a manifest) neither whole nor marked as being written."""
     broken = []
     for path in sorted(workdir.rglob("*")):
-        being_written = path.name.endswith(".partial") or any("orbax-checkpoint-tmp" in part for part in path.parts)
-        if being_written or "checkpoints" in path.parts and path.suffix != ".json":  # Orbax's, under their manifest
+        if path.name.endswith(".partial") or any("orbax-checkpoint-tmp" in part for part in path.parts):
             continue
         try:
-            if path.suffix == ".json":
+            if checkpoint.is_step(path):
+                checkpoint.verify(path)
+            elif path.suffix == ".json":
                 files.read_json(path)
             elif path.suffix == ".npz":
                 files.read_arrays(path)
-        except UserError:
+            elif path.suffix == ".png":
+                PIL.Image.open(path).verify()
+        except (UserError, OSError, SyntaxError):  # the last is how Pillow calls a broken PNG
             broken.append(path)
     return broken
 
@@ -210,7 +244,7 @@ def differences(reference: pathlib.Path, workdir: pathlib.Path) -> list[str]:
     found = [f"{name} is missing" for name in sorted(kept[0] - kept[1])]
     found += [f"{name} is left over" for name in sorted(kept[1] - kept[0])]
     steps = [{name for name in some if "/checkpoints/" in name and name.endswith(".json")} for some in names]
-    found += [f"checkpoint {name} on one side only" for name in sorted({*_newest(steps[0])} ^ {*_newest(steps[1])})]
+    found += [f"checkpoint {name} on one side only" for name in sorted(_newest(steps[0]) ^ _newest(steps[1]))]
     found += [f"{name} is left over" for name in sorted(names[1]) if "orbax-checkpoint-tmp" in name]
     for name in sorted(kept[0] & kept[1]):
         if content(reference / name) != content(workdir / name):
@@ -218,12 +252,9 @@ def differences(reference: pathlib.Path, workdir: pathlib.Path) -> list[str]:
     return found
 
 
-def _newest(names: set[str]) -> dict[str, str]:
+def _newest(steps: set[str]) -> set[str]:
     """Returns the newest checkpoint of each folder; a stop out of turn leaves others before it."""
-    newest: dict[str, str] = {}
-    for name in sorted(names):
-        newest[name.rpartition("/")[0]] = name
-    return {name: folder for folder, name in newest.items()}
+    return set({name.rpartition("/")[0]: name for name in sorted(steps)}.values())
 
 
 def content(path: pathlib.Path) -> Any:
@@ -247,7 +278,7 @@ def summary_line(record: dict[str, Any]) -> str:
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Returns the report: what was killed where, and what came of it."""
-    kills = [record for record in records if not record["finished"]]
+    kills = [record for record in records if was_killed(record)]
     ends = [record for record in records if record["finished"]]
     kinds = sorted({(record["processes"], record["signal"]) for record in kills})
     at: collections.Counter = collections.Counter()

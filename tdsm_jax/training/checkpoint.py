@@ -102,12 +102,21 @@ class Checkpoints:
         """
         if self._in_flight is None:
             return
+        self.settle()
         (step, measure, finished), self._in_flight = self._in_flight, None
         with paths.reaching(self._root):
             finished.result()
         hosts.barrier(f"checkpoint {step} complete")
         self._good = self._kept(self._good | {step: measure})
         self._damaged.clear()  # the save has pruned them
+
+    def settle(self) -> None:
+        """Blocks until this process has done its part of the save in progress, whatever became of it.
+
+        Unlike `wait` it needs no other host: what a process does that ends with an error.
+        """
+        if self._in_flight is not None:
+            concurrent.futures.wait([self._in_flight[2]])
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """Returns the newest undamaged step and its state; None when no step was ever completed.
@@ -131,13 +140,14 @@ class Checkpoints:
                 del self._good[step]
                 self._damaged.add(step)
             else:
-                hosts.check_equal(str(step), f"the newest checkpoint in {self._root}, as seen")
+                hosts.check_equal(str(step), f"newest checkpoint in {self._root}")
                 return step, jax.tree.map(_place, host, like)
         if self._damaged:
             raise UserError(
                 f"{self._root}: every checkpoint is damaged (steps {sorted(self._damaged)}); "
                 "put back a copy, or delete the directory to start again"
             )
+        hosts.check_equal("none", f"newest checkpoint in {self._root}")
         return None
 
     def _finish(self, step: int, host: Any, response: Any, about: dict[str, Any]) -> None:
@@ -182,6 +192,15 @@ def is_step(directory: paths.Path) -> bool:
 def manifest_of(directory: paths.Path) -> paths.Path:
     """Returns the manifest of the step in a folder."""
     return directory.with_name(f"{directory.name}.json")
+
+
+def verify(directory: paths.Path) -> None:
+    """Raises `UserError` unless every file of a complete step is the one that its manifest speaks of."""
+    try:
+        for name, file in _read_manifest(directory.parent, int(directory.name))["files"].items():
+            _require_same_file(directory / name, name, file)
+    except _Damaged as damage:
+        raise UserError(f"{directory} is damaged: {damage}") from None
 
 
 def read_field(directory: paths.Path, field: str, like: Any) -> Any:

@@ -84,7 +84,7 @@ def run(
         stacked = {name: np.stack([batch[name] for batch in several]) for name in several[0]}
         return parallel.feed(stacked, mesh, per_call)
 
-    per_call, rows = schedule.steps_a_call, mesh.rows(batch_size)
+    per_call, rows, stopping = schedule.steps_a_call, mesh.rows(batch_size), False
     try:
         with Progress(label, schedule.steps, batch_size, initial_step=start) as progress:
             for step in range(start + per_call, schedule.steps + 1, per_call):
@@ -108,12 +108,16 @@ def run(
                     checkpoints.save(step, state, **pending.at_save(step, in_turn))
                 progress.update(per_call, **shown)
                 if stopping:
-                    raise Stopped
-    finally:
+                    break
         if checkpoints:
             checkpoints.wait()
+    finally:
+        if checkpoints:
+            checkpoints.settle()
         if log:
             log.close()
+    if stopping:
+        raise Stopped
     return state
 
 
