@@ -139,6 +139,17 @@ def test_dropout_keeps_the_mean_and_separates_layers():
     assert layers.dropout(x, 0.25, None, 0) is x and layers.dropout(x, 0.0, keys, 0) is x
 
 
+def test_a_mask_is_drawn_once_for_all_that_reads_it():
+    """Nothing else may take the draw into itself: XLA for TPUs would repeat it in every convolution behind it."""
+    keys, x = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 4, 4, 3))
+    conv = layers.Conv(3)
+    params = conv.init(jax.random.key(1), x)
+    loss = lambda p, x: conv.apply(p, layers.dropout(x, 0.25, keys, 0)).sum()  # noqa: E731
+    program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).as_text()
+    assert program.count("stablehlo.optimization_barrier") == 1
+    assert "xi1>" in program.split("stablehlo.optimization_barrier")[1].splitlines()[0]  # the mask, a bit an entry
+
+
 def test_bfloat16_computes_close_by_and_keeps_parameters_and_outputs_float32(network):
     module, arguments, params = network
     half = module.clone(dtype=jnp.bfloat16)

@@ -7,7 +7,19 @@ import sys
 
 from tdsm_jax.errors import did_you_mean
 
-COMMANDS = ("step", "sampling", "convolution", "startup", "torch", "tpu", "stress", "estimators", "label_noise", "soak")
+COMMANDS = (
+    "step",
+    "sampling",
+    "convolution",
+    "startup",
+    "torch",
+    "tpu",
+    "scaling",
+    "stress",
+    "estimators",
+    "label_noise",
+    "soak",
+)
 
 
 def listing() -> str:

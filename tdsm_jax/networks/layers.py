@@ -122,6 +122,9 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None, layer: int) -> ja
     if keys is None or rate == 0:
         return x
     keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:]))(keys)
+    # Drawn once, by itself: XLA for TPUs would draw it anew inside each of the three convolutions that read it, forward
+    # and backward, which takes three times the arithmetic and longer to compile than the convolutions themselves.
+    keep = jax.lax.optimization_barrier(keep)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
