@@ -32,8 +32,8 @@ class Machine(NamedTuple):
 
 # Sources. TPUs: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. "All-reduce bandwidth per Pod" over the chips of a
 # pod: 1.1 PB/s, 51.2 TB/s and 102.4 TB/s. For v5e and v6e that is half of the "bidirectional ICI bandwidth per chip"
-# (400 and 800 GB/s); v5p states that alone (1200 GB/s). H200: NVIDIA's data sheet (989 TFLOP/s in bfloat16 without
-# sparsity, 4.8 TB/s, 141 GB, NVLink 900 GB/s, both directions together); one 400 Gbit/s InfiniBand adapter a GPU.
+# (400 and 800 GB/s); v5p states that alone (1200 GB/s). H200, as others quote NVIDIA: 989 TFLOP/s in bfloat16 without
+# sparsity, 4.8 TB/s, 141 GB, NVLink 900 GB/s, both directions together; one 400 Gbit/s InfiniBand adapter a GPU.
 MACHINES = {
     "v4": Machine(CHIPS["v4"], 1.1e15 / 4096, 4096, a_host=4, torus=64),
     "v5e": Machine(CHIPS["v5e"], 51.2e12 / 256, 256, a_host=8, torus=256),
