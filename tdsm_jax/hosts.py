@@ -75,6 +75,7 @@ def check_alone() -> None:
 
 def finish() -> None:
     """Tells the other hosts that this one has done its part, and is not lost when it ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # ending anyway: Python's own end would let it kill
     if _roll is not None:
         _roll.finish()
 
