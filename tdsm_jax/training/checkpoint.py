@@ -208,6 +208,7 @@ def read_field(directory: paths.Path, field: str, like: Any) -> Any:
 
     `like` is a pytree with the structure, shapes and dtypes of that field. Damage, and other arrays, raise `UserError`.
     """
+    _silence_orbax()
     try:
         return _read(directory.parent, int(directory.name), {field: like}, part=field)[field]
     except _Damaged as damage:
