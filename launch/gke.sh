@@ -21,14 +21,9 @@ END
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/shell.sh
-[ $# -ge 1 ] || { usage >&2; exit 2; }
+check_action "render apply status logs delete" "$@"
 action=$1
 shift
-case $action in
-    -h | --help) usage && exit ;;
-    render | apply | status | logs | delete) ;;
-    *) fail "unknown action '$action'; see launch/gke.sh --help" ;;
-esac
 # What the manifests call ${NAME}, ${IMAGE} and so on.
 declare -A value=([NAME]=tdsm [IMAGE]='' [CONFIG]='' [WORKDIR]='' [HOSTS]=4 [SERVICE_ACCOUNT]=default)
 kind=${1:-}

@@ -6,6 +6,16 @@ fail() {
     exit 2
 }
 
+# Lets the first argument pass if it is one of the valid actions, which stand in one word: check_action "run stop" "$@".
+# --help shows the script's usage.
+check_action() {
+    local valid=$1
+    shift
+    [ $# -ge 1 ] || { usage >&2; exit 2; }
+    case $1 in -h | --help) usage && exit ;; esac
+    [[ " $valid " == *" $1 "* ]] || fail "unknown action '$1'; see $0 --help"
+}
+
 # Prints a command as one line that can be pasted.
 show() {
     local word line=()

@@ -21,14 +21,9 @@ END
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/shell.sh
-[ $# -ge 1 ] || { usage >&2; exit 2; }
+check_action "create setup run logs status resume delete" "$@"
 action=$1
 shift
-case $action in
-    -h | --help) usage && exit ;;
-    create | setup | run | logs | status | resume | delete) ;;
-    *) fail "unknown action '$action'; see launch/tpu_pod.sh --help" ;;
-esac
 
 name=tdsm zone='' type='' version='' worker=0 project=() spot=()
 while [ $# -gt 0 ]; do

@@ -90,9 +90,9 @@ def leave(code: int) -> None:
     sys.exit(code)
 
 
-def await_explanation() -> None:
+def await_explanation(error: Exception) -> None:
     """Waits until the loss of a host, which makes computations fail here, is noticed: then this process ends."""
-    if _roll is not None:
+    if _roll is not None and isinstance(error, jax.errors.JaxRuntimeError):
         time.sleep(_EXPLANATION_SECONDS)
 
 

@@ -150,9 +150,9 @@ def entry_point() -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         hosts.leave(130)
-    except Exception:  # a bug, or a host whose peer is gone
+    except Exception as error:  # a bug, or a host whose peer is gone: the others must hear of either
         traceback.print_exc()
-        hosts.await_explanation()
+        hosts.await_explanation(error)
         hosts.leave(1)
 
 

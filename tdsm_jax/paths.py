@@ -165,17 +165,17 @@ def modified(path: str | os.PathLike) -> float:
         return path.stat().mtime if is_remote(path) else path.stat().st_mtime
 
 
-def remove(path: str | os.PathLike, *, ignore_errors: bool = False) -> None:
+def remove(path: str | os.PathLike) -> None:
     """Removes a file, or a folder with all that is in it; nothing happens where there is neither."""
     path = path_of(path)
     if is_remote(path):
-        with contextlib.suppress(*[UserError] if ignore_errors else []), reaching(path):
+        with reaching(path):
             kind = _kind(path)
             if kind == "folder":
                 path.rmtree(missing_ok=True)
             elif kind == "file":
                 path.unlink(missing_ok=True)
     elif path.is_dir():
-        shutil.rmtree(path, ignore_errors=ignore_errors)
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

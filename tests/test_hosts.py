@@ -192,6 +192,57 @@ def test_hosts_with_other_configs_are_refused(tmp_path):
     assert not (tmp_path / "run" / "units").exists()
 
 
+def test_hosts_with_other_stages_are_refused(tmp_path):
+    """What they would do differs, and the first barrier would wait for ever."""
+    port, logs = free_port(), tmp_path / "logs"
+    logs.mkdir()
+    place = (f"--workdir={tmp_path / 'run'}", f"--coordinator=localhost:{port}", "--num_processes=2")
+    pair = [
+        launch(logs / f"host{i}", *place, f"--process_id={i}", f"--stages={stage}", config=CHEAP, count=1)
+        for i, stage in enumerate(("labels", "judge"))
+    ]
+    finish(pair, logs, (2, 2))
+    said = (logs / "host1").read_text()
+    assert "error: process 1 has another view of the workdir, data or --stages than process 0" in said
+
+
+ENDS = """
+import sys, time
+from tdsm_jax import roll_call
+index, port = int(sys.argv[1]), sys.argv[2]
+roll = roll_call.RollCall(roll_call.Place(f"localhost:{port}", 3, index), 30)
+roll.watch()
+if index == 1:
+    roll.fail(2)
+    sys.exit(2)
+time.sleep(60)
+"""
+
+
+def test_all_hosts_end_with_the_code_of_the_one_that_failed():
+    port = str(free_port())
+    started = [
+        subprocess.Popen([sys.executable, "-c", ENDS, str(i), port], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for i in range(3)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in started]
+    assert [process.returncode for process in started] == [2, 2, 2]
+    for i in (0, 2):
+        assert said[i] == "error: process 1 of 3 ended with an error; its own output says which\n"
+
+
+def test_sigterm_means_nothing_once_the_work_is_done():
+    program = "import os, signal; from tdsm_jax import hosts; hosts.finish(); os.kill(os.getpid(), signal.SIGTERM)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_hosts_that_jax_alone_knows_of_are_an_error(monkeypatch):
+    hosts.check_alone()
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 4)
+    with pytest.raises(UserError, match="JAX sees 4 hosts: start the command with --distributed=on"):
+        hosts.check_alone()
+
+
 def test_a_silent_coordinator_is_named():
     place = roll_call.Place(f"localhost:{free_port()}", 2, 1)
     with pytest.raises(UserError, match=r"process 0 did not answer at localhost:\d+ .* for 1 s; start the same"):

@@ -152,3 +152,13 @@ def test_standard_error_is_the_default(capsys):
     with Progress("score", 1, 1):
         pass
     assert capsys.readouterr().err.startswith("score: 0/1")
+
+
+def test_one_host_writes_and_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs.hosts, "is_writer", lambda: False)
+    write_steps(tmp_path / "other", [1, 2], resume_step=0)
+    assert not (tmp_path / "other").exists()
+    stream = io.StringIO()
+    with Progress("work", 2, 8, stream=stream) as progress:
+        progress.update()
+    assert stream.getvalue() == ""

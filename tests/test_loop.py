@@ -181,3 +181,18 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_it_had_not(tmp_path
 def test_a_stop_asked_for_at_the_last_step_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.hosts, "stop_asked", lambda: pytest.fail("there is nothing left to stop"))
     run(tmp_path, 1)
+
+
+def test_a_step_that_fails_waits_for_its_own_save_and_for_no_other_host(tmp_path, monkeypatch):
+    step_fn, barriers = jax.jit(quadratic, donate_argnums=0), []
+
+    def fragile(state, batch, key):
+        if int(state.step) == 6:  # the save of this step is under way
+            raise Killed
+        return step_fn(state, batch, key)
+
+    monkeypatch.setattr(loop.hosts, "barrier", barriers.append)
+    with pytest.raises(Killed):
+        run(tmp_path, 12, fragile)
+    assert not any("complete" in name for name in barriers)  # the others are not there
+    assert (tmp_path / "checkpoints" / "00000006.json").exists()

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tdsm_jax import main
 from tdsm_jax.data import sources
 from tdsm_jax.diffusion.process import make_denoiser
 from tdsm_jax.training import model_file
@@ -418,6 +419,19 @@ def test_a_killed_sampling_goes_on_after_its_finished_batches(finished, tmp_path
     a, b = (np.load(d / "samples" / "dsm.npz")["images"].astype(int) for d in (finished, workdir))
     assert a.shape == b.shape and np.abs(a - b).max() <= 1  # rounding to uint8 may tip over
     assert not parts.exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("runs/digits/score/tdsm/ema.npz", "tdsm"),
+        ("runs/digits/score/tdsm/checkpoints/00000600", "tdsm-00000600"),
+        ("ema.npz", "model"),
+    ],
+)
+def test_samples_of_a_model_have_a_folder_of_their_own(model, name):
+    argv = main.complete(["main", f"--config.init_from={model}"])
+    assert f"--workdir=runs/samples-of-{name}" in argv
 
 
 @pytest.mark.slow

@@ -231,7 +231,8 @@ def broken_files(workdir: pathlib.Path) -> list[pathlib.Path]:
             elif path.suffix == ".npz":
                 files.read_arrays(path)
             elif path.suffix == ".png":
-                PIL.Image.open(path).verify()
+                with PIL.Image.open(path) as picture:
+                    picture.verify()
         except (UserError, OSError, SyntaxError):  # the last is how Pillow calls a broken PNG
             broken.append(path)
     return broken

@@ -10,6 +10,7 @@ The manifest is written last and removed first, so a step with a manifest was on
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import logging as std_logging
 import pathlib
@@ -102,7 +103,6 @@ class Checkpoints:
         """
         if self._in_flight is None:
             return
-        self.settle()
         (step, measure, finished), self._in_flight = self._in_flight, None
         with paths.reaching(self._root):
             finished.result()
@@ -331,7 +331,7 @@ def _step_path(root: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def _manifest_path(root: pathlib.Path, step: int) -> pathlib.Path:
-    return root / f"{step:08d}.json"
+    return manifest_of(_step_path(root, step))
 
 
 def _steps_on_disk(root: pathlib.Path) -> set[int]:
@@ -344,7 +344,10 @@ def _steps_with_manifest(root: pathlib.Path) -> set[int]:
 
 def _remove(root: pathlib.Path, step: int) -> None:
     paths.remove(_manifest_path(root, step))
-    paths.remove(_step_path(root, step), ignore_errors=True)
+    with contextlib.suppress(
+        OSError, UserError
+    ):  # without its manifest it counts no more, and is swept at the next start
+        paths.remove(_step_path(root, step))
 
 
 def _remove_unfinished(root: pathlib.Path) -> None:

@@ -207,7 +207,7 @@ def make_held_out(settings: FitSettings, held_out: Labelled, key: jax.Array, mes
         def rows_of(index: np.ndarray) -> dict[str, np.ndarray]:
             return {"x_t": x_t[index], "sigma": sigma[index]}
 
-        # Not to be stopped: training saves its state after the look, and goes on from there.
+        # Not to be stopped: within training a stop waits for the save that follows the look.
         return jnp.asarray(parallel.in_batches(see, rows_of, mesh, len(x_t), HELD_OUT_BATCH, stoppable=False))
 
     return HeldOut(logits, jnp.asarray(sigma), jnp.tile(jnp.asarray(held_out.labels), draws), draws)

@@ -37,8 +37,8 @@ class DataMesh:
 
     def rows(self, batch_size: int) -> np.ndarray:
         """Returns the positions in a global batch of the rows that this process brings."""
-        share = batch_size // self.size
-        mine = [i for i, device in enumerate(self.devices.devices) if device in set(self.devices.local_devices)]
+        share, own = batch_size // self.size, set(self.devices.local_devices)
+        mine = [i for i, device in enumerate(self.devices.devices) if device in own]
         return np.arange(mine[0] * share, (mine[-1] + 1) * share)
 
 
