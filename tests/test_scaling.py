@@ -110,6 +110,8 @@ def test_compiled_steps_are_those_of_the_program_by_chip(tmp_path):
     assert scaling.compiled_steps(str(written), "floor") == {"v6e": Step(10e12, 50e9, 2e9, 64, 55_000_000)}
     with pytest.raises(UserError, match="no compiled step of --program=dsm"):
         scaling.compiled_steps(str(written), "dsm")
+    with pytest.raises(UserError, match="absent.json: no such file"):
+        scaling.compiled_steps(str(tmp_path / "absent.json"), "dsm")
     written.write_text('{"no": "records"}')
     with pytest.raises(UserError, match="holds no records"):
         scaling.compiled_steps(str(written), "floor")

@@ -112,8 +112,9 @@ def described(name: str, step: Step, own: bool) -> str:
 def compiled_steps(path: str, program: str) -> dict[str, Step]:
     """Returns the steps of a program in what `benchmark tpu` wrote, by chip, of each chip the first."""
     steps: dict[str, Step] = {}
+    records = files.read_json(path)
     try:
-        for r in files.read_json(path):
+        for r in records:
             if r["program"] == program and "failure" not in r:
                 of_step = (r["flops"], r["bytes"], r["memory"]["temporaries"], r["images_per_chip"], r["parameters"])
                 steps.setdefault(r["topology"].partition(":")[0], Step(*of_step))
