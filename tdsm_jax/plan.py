@@ -12,6 +12,7 @@ from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.pipeline import Unit
 from tdsm_jax.run import Run
 from tdsm_jax.training import checkpoint
+from tdsm_jax.training.manifests import manifest_of
 
 _EDM = tuple(f"process.{key}" for key in ("P_mean", "P_std", "sigma_data", "sigma_min"))  # what classifiers see
 _ESTIMATE_READS = tuple(
@@ -109,7 +110,7 @@ def _given(path: str) -> dict[str, str]:
     if not path:
         return {}
     folder = paths.absolute(path)
-    file = checkpoint.manifest_of(folder) if checkpoint.is_step(folder) else folder
+    file = manifest_of(folder) if checkpoint.is_step(folder) else folder
     if not paths.is_file(file):
         raise UserError(f"{path}: no such file (a config key init_from, or generated, names it)")
     return {path: files.file_digest(file)}

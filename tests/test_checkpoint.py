@@ -19,7 +19,7 @@ from absl import logging
 
 from tdsm_jax import files
 from tdsm_jax.errors import UserError
-from tdsm_jax.training import checkpoint
+from tdsm_jax.training import manifests
 from tdsm_jax.training.checkpoint import Checkpoints
 
 
@@ -77,13 +77,13 @@ def copy(two_steps, tmp_path) -> pathlib.Path:
 @pytest.fixture
 def gate(monkeypatch) -> threading.Event:
     """Holds every save between its last array and its manifest until set."""
-    gate, write_manifest = threading.Event(), checkpoint._write_manifest
+    gate, write_manifest = threading.Event(), manifests.write
 
     def wait_and_write(*arguments):
         assert gate.wait(timeout=60)
         write_manifest(*arguments)
 
-    monkeypatch.setattr(checkpoint, "_write_manifest", wait_and_write)
+    monkeypatch.setattr(manifests, "write", wait_and_write)
     return gate
 
 
@@ -186,7 +186,7 @@ def test_a_failed_save_is_raised_by_wait_and_does_not_count(tmp_path, monkeypatc
 
     checkpoints = save_all(tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_manifest", full_disk)
+        patch.setattr(manifests, "write", full_disk)
         checkpoints.save(2, make_state(2))
         with pytest.raises(OSError, match="No space left"):
             checkpoints.wait()
@@ -342,7 +342,7 @@ def test_other_arrays_are_a_user_error(two_steps, change, message):
 
 
 def test_another_format_is_a_user_error(copy, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    monkeypatch.setattr(manifests, "FORMAT", 3)
     with pytest.raises(UserError, match="checkpoint format 2, this version reads 3"):
         Checkpoints(copy).restore(make_state(0))
 
@@ -381,7 +381,7 @@ def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 checkpoints = test.save_all(sys.argv[1], 1)
 if sys.argv[2] == "before the manifest":
-    test.checkpoint._write_manifest = die
+    test.manifests.write = die
 checkpoints.save(2, test.make_state(2, width=100_000))
 if sys.argv[2] == "while arrays are written":
     die()

@@ -36,6 +36,7 @@ from tdsm_jax.errors import Unreachable, UserError
 from tdsm_jax.evaluation.table import grid
 from tdsm_jax.roll_call import LOST
 from tdsm_jax.training import checkpoint
+from tdsm_jax.training.manifests import verify
 
 EARLY = 0.1  # share of the kills that hit processes which start
 START_SECONDS = 8  # within which those fall
@@ -225,7 +226,7 @@ def broken_files(workdir: pathlib.Path) -> list[pathlib.Path]:
             continue
         try:
             if checkpoint.is_step(path):
-                checkpoint.verify(path)
+                verify(path)
             elif path.suffix == ".json":
                 files.read_json(path)
             elif path.suffix == ".npz":

@@ -11,23 +11,21 @@ The manifest is written last and removed first, so a step with a manifest was on
 
 import concurrent.futures
 import contextlib
-import hashlib
 import logging as std_logging
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from tdsm_jax import files, hosts, paths
 from tdsm_jax.errors import UserError
+from tdsm_jax.training import manifests, parallel
+from tdsm_jax.training.manifests import Damaged, manifest_of
 
-FORMAT = 2
-_ADVICE = "use the configuration that wrote it or another directory"
 _ENTRY = re.compile(r"(\d{8}|[1-9]\d{8,})(\.json|\.orbax-checkpoint-tmp.*)?")
 
 
@@ -71,7 +69,7 @@ class Checkpoints:
 
     def notes(self, step: int) -> dict[str, Any]:
         """Returns the notes that an undamaged step was saved with."""
-        return _read_manifest(self._root, step)["notes"]
+        return manifests.read(_step_path(self._root, step))["notes"]
 
     def save(self, step: int, state: Any, *, measure: float | None = None, notes: dict[str, Any] | None = None) -> None:
         """Starts saving `state` as `step` and returns; the state may be donated right after.
@@ -91,7 +89,7 @@ class Checkpoints:
         # On CPU device_get gives views: without the copy, what follows could reach what is being written.
         host = jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(state))
         if hosts.is_writer():
-            paths.remove(_manifest_path(self._root, step))
+            paths.remove(manifest_of(_step_path(self._root, step)))
         response = ocp.save_async(_step_path(self._root, step), host, overwrite=True)
         about = {"measure": measure, "notes": notes or {}}
         self._in_flight = step, measure, self._background.submit(self._finish, step, host, response, about)
@@ -134,14 +132,14 @@ class Checkpoints:
         self.wait()
         for step in sorted(self._good, reverse=True):
             try:
-                host = _read(self._root, step, like)
-            except _Damaged as damage:
+                host = _read(_step_path(self._root, step), like)
+            except Damaged as damage:
                 logging.warning("checkpoint step %d in %s is damaged, not used: %s", step, self._root, damage)
                 del self._good[step]
                 self._damaged.add(step)
             else:
                 hosts.check_equal(str(step), f"newest checkpoint in {self._root}")
-                return step, jax.tree.map(_place, host, like)
+                return step, jax.tree.map(_place_as, host, like)
         if self._damaged:
             raise UserError(
                 f"{self._root}: every checkpoint is damaged (steps {sorted(self._damaged)}); "
@@ -154,7 +152,7 @@ class Checkpoints:
         response.result()
         if not hosts.is_writer():
             return
-        _write_manifest(self._root, step, host, about)
+        manifests.write(_step_path(self._root, step), host, about)
         kept = self._kept(self._good | {step: about["measure"]})
         for old in _steps_on_disk(self._root) - kept.keys():
             _remove(self._root, old)
@@ -171,36 +169,10 @@ def _best(measures: dict[int, float | None]) -> int | None:
     return min(measured, key=lambda step: (measures[step], -step), default=None)
 
 
-class _Damaged(Exception):
-    """What is wrong with a step that was once complete."""
-
-
-class _Spec(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
-
-
 def is_step(directory: paths.Path) -> bool:
     """Says whether a folder is that of a complete step."""
     found = _ENTRY.fullmatch(directory.name)
     return bool(found) and not found[2] and paths.is_file(manifest_of(directory))
-
-
-def manifest_of(directory: paths.Path) -> paths.Path:
-    """Returns the manifest of the step in a folder."""
-    return directory.with_name(f"{directory.name}.json")
-
-
-def verify(directory: paths.Path) -> None:
-    """Raises `UserError` unless every file of a complete step is the one that its manifest speaks of."""
-    try:
-        for name, file in _read_manifest(directory.parent, int(directory.name))["files"].items():
-            _require_same_file(directory / name, name, file)
-    except _Damaged as damage:
-        raise UserError(f"{directory} is damaged: {damage}") from None
 
 
 def read_field(directory: paths.Path, field: str, like: Any) -> Any:
@@ -210,34 +182,32 @@ def read_field(directory: paths.Path, field: str, like: Any) -> Any:
     """
     _silence_orbax()
     try:
-        return _read(directory.parent, int(directory.name), {field: like}, part=field)[field]
-    except _Damaged as damage:
+        return _read(directory, {field: like}, part=field)[field]
+    except Damaged as damage:
         raise UserError(f"{directory} is damaged: {damage}; take another step") from None
 
 
-def _read(root: pathlib.Path, step: int, like: Any, part: str = "") -> Any:
+def _read(directory: paths.Path, like: Any, part: str = "") -> Any:
     """Returns the arrays of a step as numpy, in the structure of `like`, every byte checked.
 
     `part` names the one field of the state that `like` has, where it has not all.
     """
-    manifest = _read_manifest(root, step)
-    directory = _step_path(root, step)
-    named = {name.replace(f"['{part}']", f".{part}", 1): leaf for name, leaf in _named_leaves(like).items()}
-    recorded = {n: array for n, array in manifest["arrays"].items() if n.startswith(f".{part}" if part else "")}
-    _require_same_arrays(directory, recorded, named)
+    manifest = manifests.read(directory)
+    recorded = {
+        name: array for name, array in manifest["arrays"].items() if name.startswith(f".{part}" if part else "")
+    }
+    named = {name.replace(f"['{part}']", f".{part}", 1): leaf for name, leaf in manifests.named_leaves(like).items()}
+    manifests.check_shapes(directory, recorded, named)
     # Files come first: Orbax answers a truncated one with a bare Exception, and some damage not at all.
-    for name, file in manifest["files"].items():
-        _require_same_file(directory / name, name, file)
+    manifests.check_files(directory, manifest["files"])
     try:
         with _loading(partial=bool(part)):
             host = ocp.load(directory, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like))
     except ValueError as error:
         # The arrays agree and the files are sound: only containers without arrays are left to differ.
         detail = " ".join(str(error).split())
-        raise UserError(f"{directory}: another structure than here; {_ADVICE} ({detail})") from None
-    for name, array in zip(named, jax.tree.leaves(host), strict=True):
-        if _checksum(array) != recorded[name]["sha256"]:
-            raise _Damaged(f"wrong checksum of array {name}")
+        raise UserError(f"{directory}: another structure than here; {manifests.ADVICE} ({detail})") from None
+    manifests.check_content(recorded, dict(zip(named, jax.tree.leaves(host), strict=True)))
     return host
 
 
@@ -247,91 +217,20 @@ def _loading(partial: bool) -> ocp.Context:
     return context
 
 
-def _read_manifest(root: pathlib.Path, step: int) -> dict[str, Any]:
-    path = _manifest_path(root, step)
-    try:
-        manifest = files.read_json(path)
-    except UserError as error:
-        raise _Damaged(str(error)) from None
-    seal = manifest.pop("digest", None) if isinstance(manifest, dict) else None
-    if seal != files.digest(manifest):
-        raise _Damaged(f"{path.name} does not match its own digest")
-    if manifest["format"] != FORMAT:
-        raise UserError(
-            f"{path}: checkpoint format {manifest['format']}, this version reads {FORMAT}; "
-            "use the version of tdsm_jax that wrote it"
-        )
-    return manifest
-
-
 def _measure(root: pathlib.Path, step: int) -> float | None:
     """Returns the measure of a step, None also where its manifest is damaged, which restoring will tell."""
     try:
-        return _read_manifest(root, step)["measure"]
-    except (_Damaged, UserError):
+        return manifests.read(_step_path(root, step))["measure"]
+    except (Damaged, UserError):
         return None
 
 
-def _write_manifest(root: pathlib.Path, step: int, host: Any, about: dict[str, Any]) -> None:
-    directory = _step_path(root, step)
-    manifest = {
-        "format": FORMAT,
-        "step": step,
-        **about,
-        "arrays": {
-            name: {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": _checksum(array)}
-            for name, array in _named_leaves(host).items()
-        },
-        "files": {
-            name: {"bytes": paths.size(directory / name), "sha256": files.file_digest(directory / name)}
-            for name in paths.walk(directory)
-        },
-    }
-    files.write_json(_manifest_path(root, step), {**manifest, "digest": files.digest(manifest)})
-
-
-def _require_same_arrays(directory: pathlib.Path, recorded: dict[str, Any], named: dict[str, Any]) -> None:
-    saved = {name: _Spec(tuple(array["shape"]), array["dtype"]) for name, array in recorded.items()}
-    wanted = {name: _Spec(tuple(leaf.shape), str(leaf.dtype)) for name, leaf in named.items()}
-    different = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
-    if different:
-        name = different[0]
-        raise UserError(
-            f"{directory}: {len(different)} arrays differ from this configuration's, first {name}: "
-            f"{saved.get(name, 'absent')} in the checkpoint, {wanted.get(name, 'absent')} here; {_ADVICE}"
-        )
-
-
-def _require_same_file(path: pathlib.Path, name: str, recorded: dict[str, Any]) -> None:
-    if not paths.is_file(path):
-        raise _Damaged(f"missing file {name}")
-    if (size := paths.size(path)) != recorded["bytes"]:
-        raise _Damaged(f"{name} has {size} bytes instead of {recorded['bytes']}")
-    if files.file_digest(path) != recorded["sha256"]:
-        raise _Damaged(f"wrong checksum of file {name}")
-
-
-def _place(host: np.ndarray, like: Any) -> jax.Array:
-    sharding = getattr(like, "sharding", None)
-    if sharding is None:
-        return jnp.asarray(host)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _checksum(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+def _place_as(host: np.ndarray, like: Any) -> jax.Array:
+    return parallel.place(host, getattr(like, "sharding", None))
 
 
 def _step_path(root: pathlib.Path, step: int) -> pathlib.Path:
     return root / f"{step:08d}"
-
-
-def _manifest_path(root: pathlib.Path, step: int) -> pathlib.Path:
-    return manifest_of(_step_path(root, step))
 
 
 def _steps_on_disk(root: pathlib.Path) -> set[int]:
@@ -339,14 +238,12 @@ def _steps_on_disk(root: pathlib.Path) -> set[int]:
 
 
 def _steps_with_manifest(root: pathlib.Path) -> set[int]:
-    return {step for step in _steps_on_disk(root) if paths.is_file(_manifest_path(root, step))}
+    return {step for step in _steps_on_disk(root) if paths.is_file(manifest_of(_step_path(root, step)))}
 
 
 def _remove(root: pathlib.Path, step: int) -> None:
-    paths.remove(_manifest_path(root, step))
-    with contextlib.suppress(
-        OSError, UserError
-    ):  # without its manifest it counts no more, and is swept at the next start
+    paths.remove(manifest_of(_step_path(root, step)))
+    with contextlib.suppress(OSError, UserError):  # it counts no more, and is swept at the next start
         paths.remove(_step_path(root, step))
 
 
