@@ -100,9 +100,10 @@ def make_step(
 
     def step(state: TrainState, batch: dict, key: jax.Array, given: Given | None) -> tuple[TrainState, dict]:
         gradient, metrics = accumulated(functools.partial(gradient_of, state, key, given), batch, parts)
-        overflow = parts * jax.lax.psum(metrics.pop("overflow"), AXIS)  # slots, over all parts and devices
-        gradient, metrics = jax.lax.pmean((gradient, metrics), AXIS)
-        return update(state, gradient, optimisation), metrics | {"overflow": overflow}
+        total, devices = jax.lax.psum((gradient, metrics), AXIS), jax.lax.axis_size(AXIS)
+        gradient, means = jax.tree.map(lambda leaf: leaf / devices, total)
+        overflow = parts * total[1]["overflow"]  # slots, over all parts and devices
+        return update(state, gradient, optimisation), means | {"overflow": overflow}
 
     return step
 
