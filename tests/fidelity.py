@@ -31,5 +31,5 @@ def modules():
 
 
 def extractor(weights_path):
-    """Returns the network with the weights of a file of torch.save; it maps uint8 [B,3,H,W] to the arrays of `NAMES`."""
+    """Returns the network of a file of torch.save, which maps uint8 [B,3,H,W] to the arrays of `NAMES`."""
     return modules()[0].FeatureExtractorInceptionV3("inception", list(NAMES), str(weights_path))

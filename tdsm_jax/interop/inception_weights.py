@@ -29,8 +29,10 @@ def read_inception(path: str | os.PathLike, *, checked: bool = True) -> tuple[An
     With `checked` any other content than the published is a `UserError`, before it is read; without, whatever has
     the right names and shapes is taken. A missing, damaged or hostile file, which nothing executes, is a `UserError`.
     """
+    if paths.is_remote(path):
+        raise UserError(f"{path}: weights are read from this machine; copy the file here first")
     if not paths.is_file(path):
-        raise UserError(f"{path}: no such file; give pt_inception-2015-12-05-{SHA256[:8]}.pth, as pytorch-fid downloads it")
+        raise UserError(f"{path}: no such file; give pytorch-fid's pt_inception-2015-12-05-{SHA256[:8]}.pth")
     digest = files.file_digest(path)
     if checked and digest != SHA256:
         raise UserError(

@@ -5,6 +5,7 @@ block pools by maximum, there are 1008 logits. Batch norm is folded into the con
 names of PyTorch's ports. float32 at the highest precision throughout.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -202,16 +203,30 @@ def pointwise(x: jax.Array, widths: dict[str, int]) -> list[jax.Array]:
 
 
 def max_pool(x: jax.Array, stride: int) -> jax.Array:
-    """3x3 maxima; inside the image with stride 2, padded with stride 1."""
-    padding = "VALID" if stride == 2 else "SAME"
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
+    """3x3 maxima; inside the image with stride 2, of as many pixels as the image has with stride 1."""
+    if stride == 1:
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    for axis in (1, 2):
+        x = functools.reduce(jnp.maximum, _shifted(x, axis, stride))
+    return x
 
 
 def average_pool(x: jax.Array) -> jax.Array:
     """3x3 means of those pixels that are inside the image. Shapes: [B,H,W,C] -> [B,H,W,C]."""
-    sums = lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
     counts = np.multiply.outer(*(_neighbours(side) for side in x.shape[1:3])).astype(np.float32)
-    return sums / counts[:, :, None]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for axis in (1, 2):
+        x = sum(_shifted(x, axis, stride=1))
+    return x / counts[:, :, None]
+
+
+def _shifted(x: jax.Array, axis: int, stride: int) -> list[jax.Array]:
+    """Returns the first, second and third pixel of each window of three along an axis.
+
+    On CPU what is made of them by elementwise operations takes a third of the time of `lax.reduce_window`.
+    """
+    last = x.shape[axis] - 3
+    return [lax.slice_in_dim(x, k, k + last + 1, stride, axis) for k in range(3)]
 
 
 def _neighbours(side: int) -> np.ndarray:
