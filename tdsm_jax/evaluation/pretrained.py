@@ -39,8 +39,9 @@ class Kind(NamedTuple):
 
 
 KINDS = {
+    # The whole model: the vision part alone takes the width of its projection from elsewhere in the config.
     "clip": Kind(
-        ("clip", "clip_vision_model"), "CLIPVisionModelWithProjection", lambda model, x: model(x).image_embeds
+        ("clip",), "CLIPModel", lambda model, x: model.visual_projection(model.vision_model(x).pooler_output)
     ),
     "siglip": Kind(
         ("siglip", "siglip_vision_model"), "SiglipVisionModel", lambda model, x: model(x).pooler_output
