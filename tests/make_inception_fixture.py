@@ -72,9 +72,11 @@ def main():
         "names": np.array(list(shapes)),
         "shapes": np.array([json.dumps(shape) for shape in shapes.values()]),
     }
-    load = lambda: torch.nn.Module.load_state_dict(  # noqa: E731
-        net, {name: torch.from_numpy(array) for name, array in inception_state(arrays).items()}
-    )
+
+    def load():
+        state = {name: torch.from_numpy(array) for name, array in inception_state(arrays).items()}
+        torch.nn.Module.load_state_dict(net, state)
+
     images = [picture(seed, *shape) for seed, shape in enumerate(SHAPES)]
     load()
     seen = torch.cat([torch.from_numpy(picture(9 + n, 299, 299)).permute(0, 3, 1, 2) for n in range(4)])

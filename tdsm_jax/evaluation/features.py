@@ -14,8 +14,8 @@ from tdsm_jax.training.logs import Progress
 from tdsm_jax.training.parallel import DataMesh, in_batches, per_device, round_up
 from tdsm_jax.training.state import Params
 
-BLOCK = 1024  # images between two writes: what an interruption can cost
-INCEPTION_BATCH = 32  # images a device: some 0.7 GiB; larger ones are no faster on CPU
+BLOCK = 1024  # images between two writes: what an interruption can cost, some minutes on a CPU
+INCEPTION_BATCH = 32  # images a device: some 0.3 GiB; larger batches are no faster on CPU
 
 
 class Extractor(NamedTuple):
