@@ -34,3 +34,13 @@ def _make(seed: int, name: str, shape: list[int]) -> np.ndarray:
     else:
         z = 1 + 0.1 * z if name.endswith("weight") else 0.1 * z
     return z.astype(np.float32)
+
+
+def inception_state(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the state dict of `inception_rule`: of the rule, each layer's statistics times its variance there."""
+    state = official_state(arrays)
+    layers = [name.removesuffix("running_var") for name in state if name.endswith("running_var")]
+    for layer, variance in zip(layers, arrays.get("variances", ()), strict=False):
+        state[f"{layer}running_var"] *= variance
+        state[f"{layer}running_mean"] *= np.sqrt(variance)
+    return state

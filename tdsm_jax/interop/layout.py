@@ -43,10 +43,14 @@ def check_arrays(state: StateDict, expected: dict[str, tuple[int, ...]], optiona
     Of the names in `optional` any may be there; their shapes are not looked at.
     """
     unknown = state.keys() - expected.keys() - set(optional)
-    for verb, names in (("lacks", expected.keys() - state.keys()), ("has unknown arrays:", unknown)):
-        if names:
-            listed = ", ".join(printable(name) for name in sorted(names)[:_SHOWN])
-            raise UserError(f"the state dict {verb} {listed} ({len(names)} in all)")
+    sides = (("lacks", expected.keys() - state.keys()), ("has unknown arrays:", unknown))
+    faults = [
+        f"{verb} {', '.join(printable(name) for name in sorted(names)[:_SHOWN])} ({len(names)} in all)"
+        for verb, names in sides
+        if names
+    ]
+    if faults:
+        raise UserError(f"the state dict {' and '.join(faults)}")
     for name, shape in expected.items():
         if state[name].shape != shape:
             raise UserError(f"{name} is {state[name].shape}; going by the other arrays it must be {shape}")

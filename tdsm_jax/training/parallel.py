@@ -160,10 +160,16 @@ def place(leaf: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def per_device(function: Callable[[dict], Any], mesh: DataMesh) -> Callable[[dict[str, jax.Array]], Any]:
-    """Returns a function of the rows of a batch, jitted so that every device sees its own rows alone."""
-    rows = PartitionSpec(AXIS)
-    return jax.jit(jax.shard_map(function, mesh=mesh.devices, in_specs=rows, out_specs=rows, check_vma=False))
+def per_device(function: Callable[..., Any], mesh: DataMesh, *given: Any) -> Callable[[dict[str, jax.Array]], Any]:
+    """Returns a function of the rows of a batch, jitted so that every device sees its own rows alone.
+
+    `given` is what `function` takes after the batch, on every device: large arrays that it would otherwise compile in.
+    """
+    rows, everywhere = PartitionSpec(AXIS), PartitionSpec()
+    specs = (rows, *[everywhere] * len(given))
+    jitted = jax.jit(jax.shard_map(function, mesh=mesh.devices, in_specs=specs, out_specs=rows, check_vma=False))
+    placed = replicate(given, mesh)
+    return lambda batch: jitted(batch, *placed)
 
 
 def gather(tree: Any) -> Any:
