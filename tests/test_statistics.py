@@ -6,17 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdsm_jax.errors import UserError
-from tdsm_jax.evaluation import statistics
-from tdsm_jax.evaluation.statistics import (
-    cmmd,
-    compare,
-    confusion,
-    density_coverage,
-    frechet_distance,
-    per_class_accuracy,
-    precision_recall,
-    recovery,
-)
+from tdsm_jax.evaluation import pairs
+from tdsm_jax.evaluation.frechet import frechet_distance
+from tdsm_jax.evaluation.kernels import cmmd
+from tdsm_jax.evaluation.neighbours import density_coverage, precision_recall
+from tdsm_jax.evaluation.statistics import compare, confusion, per_class_accuracy, recovery
 
 
 def features(count, dimension=5, seed=0):
@@ -109,7 +103,8 @@ def test_embeddings_without_a_direction_are_refused():
 def test_blocks_do_not_change_the_result(measure, monkeypatch):
     arguments = [features(23), 0.5 + features(17, seed=1)] + [3] * (measure is not cmmd)
     whole = measure(*arguments)
-    monkeypatch.setattr(statistics, "BLOCK", 5)
+    monkeypatch.setattr(pairs, "ROWS", 5)
+    monkeypatch.setattr(pairs, "COLUMNS", 4)
     assert measure(*arguments) == pytest.approx(whole, rel=1e-9)
 
 
