@@ -15,6 +15,7 @@ import argparse
 from tdsm_jax import files, pipeline
 from tdsm_jax.command import add_host_options, new_parser, run_on_hosts
 from tdsm_jax.data import image_sets
+from tdsm_jax.data.image_sets import ImageSet
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import measure, metric_table, references
 from tdsm_jax.evaluation.measure import METRICS, chosen_metrics, real_of
@@ -28,11 +29,11 @@ def main(arguments: argparse.Namespace) -> None:
     """Reads both sets, extracts their features, prints and writes the metrics."""
     extractor = open_extractor(arguments.features, data_mesh())
     made = image_sets.read(arguments.made)
-    reference = _real(arguments, extractor, made)
+    asked = asked_metrics(arguments.metrics)
+    reference = _real(arguments, extractor, made, asked)
     references.check_classes(arguments.images, reference, made.num_classes, arguments.made)
     seen = observed(extractor, made)
-    asked, classifies = asked_metrics(arguments.metrics), seen.probabilities is not None
-    metrics = chosen_metrics(asked, reference.real, classifies, made.labels is not None)
+    metrics = chosen_metrics(asked, reference.real, seen.probabilities is not None, made.labels is not None)
     values = measure.measured(reference.real, seen, metrics, measure.watched)
     table = metric_table.markdown([values], reference.floor, reference.description.get("class_names", ()))
     print(table)
@@ -57,7 +58,7 @@ def asked_metrics(text: str) -> list[str]:
     return names
 
 
-def _real(arguments: argparse.Namespace, extractor: object, made: image_sets.ImageSet) -> Reference:
+def _real(arguments: argparse.Namespace, extractor: object, made: ImageSet, asked: list[str]) -> Reference:
     """The real side: a reference that is there, or one made of images and not kept."""
     if references.is_reference(arguments.images):
         reference = references.read(arguments.images)
@@ -70,7 +71,7 @@ def _real(arguments: argparse.Namespace, extractor: object, made: image_sets.Ima
         "images": image_sets.describe(images),
         "num_classes": images.num_classes,
         "class_names": list(images.class_names),
-        "floor": {} if arguments.no_floor else floor_of(seen),
+        "floor": {} if arguments.no_floor else floor_of(seen, asked),
     }
     return Reference(real_of(seen.features, seen.labels), about)
 

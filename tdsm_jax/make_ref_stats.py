@@ -15,6 +15,7 @@ images scores against the other, class by class. It is no zero, and for classes 
 
 import argparse
 import dataclasses
+from collections.abc import Collection
 
 from tdsm_jax import pipeline
 from tdsm_jax.command import add_host_options, new_parser, run_on_hosts
@@ -64,9 +65,10 @@ def observed(extractor: object, images: ImageSet) -> Observed:
     return Observed(seen.features, seen.probabilities, images.labels)
 
 
-def floor_of(seen: Observed) -> dict:
-    """Returns what real images score against real ones, of all metrics that apply."""
-    metrics = chosen_metrics((), real_of(seen.features, seen.labels), seen.probabilities is not None, True)
+def floor_of(seen: Observed, asked: Collection[str] = ()) -> dict:
+    """Returns what real images score against real ones, of the metrics asked for, or of all that apply."""
+    labelled = seen.labels is not None
+    metrics = chosen_metrics(asked, real_of(seen.features, seen.labels), seen.probabilities is not None, labelled)
     return measure.floor(seen, metrics, measure.watched)
 
 

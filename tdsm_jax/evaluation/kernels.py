@@ -48,7 +48,8 @@ def _unbiased(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _cubic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a @ b.T / a.shape[1] + 1) ** 3
+    kernel = a @ b.T / a.shape[1] + 1
+    return kernel * kernel * kernel  # ** 3 would take ten times as long
 
 
 def cmmd(real: np.ndarray, fake: np.ndarray, bandwidth: float = 10.0, watch: Watch = unwatched) -> float:

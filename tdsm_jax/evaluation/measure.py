@@ -23,6 +23,7 @@ METRICS = {
     "cmmd": "maximum mean discrepancy of embeddings, of extractors that are no classifiers",
     "class_wise": "Frechet distance and neighbours within each class, of labelled images",
 }
+_WORTH_SHOWING = 10000  # images
 HIGHER_IS_BETTER = ("is", "precision", "recall", "density", "coverage")
 
 
@@ -140,7 +141,13 @@ def _part(seen: Observed, indices: np.ndarray) -> Observed:
 
 
 def watched(items: Iterable, label: str, total: int, images: int) -> Iterator:
-    """Yields `items` and shows how many are done: a bar on a terminal, else a line every 30 seconds."""
+    """Yields `items` and shows how many are done: a bar on a terminal, else a line every 30 seconds.
+
+    What is done in seconds goes without saying.
+    """
+    if total * images < _WORTH_SHOWING:
+        yield from items
+        return
     with Progress(label, total, images) as progress:
         for item in items:
             yield item
