@@ -16,7 +16,7 @@ from tdsm_jax import files, pipeline
 from tdsm_jax.command import add_host_options, new_parser, run_on_hosts
 from tdsm_jax.data import image_sets
 from tdsm_jax.data.image_sets import ImageSet
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation import measure, metric_table, references
 from tdsm_jax.evaluation.measure import METRICS, chosen_metrics, real_of
 from tdsm_jax.evaluation.references import Reference
@@ -52,9 +52,10 @@ def main(arguments: argparse.Namespace) -> None:
 
 def asked_metrics(text: str) -> list[str]:
     """Returns the names that --metrics lists, none for all that apply."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if text and not names:
-        raise UserError(f"--metrics={text} names none; valid: {', '.join(METRICS)}")
+    names = [name.strip() for name in text.split(",")] if text else []
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}")
     return names
 
 

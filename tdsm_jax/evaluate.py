@@ -46,7 +46,7 @@ class Evaluation(NamedTuple):
     sampling: Sampling
     labels: np.ndarray  # int32 [N], the classes that are asked for
     reference: Reference
-    metrics: list[str]  # asked for; none: all that apply
+    metrics: tuple[str, ...]
     extractor: Any
     mesh: DataMesh
     out: paths.Path
@@ -117,11 +117,15 @@ def _evaluation(arguments: argparse.Namespace, path: paths.Path, out: paths.Path
     shape = reference.description.get("images", {}).get("shape", [0, *model.image_shape])[1:]
     if tuple(shape) != tuple(model.image_shape):
         raise UserError(f"{arguments.reference} is of images {tuple(shape)}, the model makes {model.image_shape}")
-    asked, labels = asked_metrics(arguments.metrics), _labels(arguments, reference, K)
-    if K and reference.real.labels is not None and (not asked or "class_wise" in asked):
-        class_wise.check_classes(reference.real.labels, labels, max(NEAREST))  # now, not after hours of sampling
+    # What could be found out after hours of sampling is found out now, by a look at a single grey image.
+    grey = np.full((1, *model.image_shape), 128, np.uint8)
+    classifies = features.extract(extractor, grey, label="a first look").probabilities is not None
+    metrics = chosen_metrics(asked_metrics(arguments.metrics), reference.real, classifies, bool(K))
+    labels = _labels(arguments, reference, K)
+    if "class_wise" in metrics:
+        class_wise.check_classes(reference.real.labels, labels, max(NEAREST))
     sampling = Sampling(arguments.steps, arguments.rho, arguments.guidance, round_up(arguments.batch_size))
-    return Evaluation(model, sampling, labels, reference, asked, extractor, mesh, out)
+    return Evaluation(model, sampling, labels, reference, metrics, extractor, mesh, out)
 
 
 def _labels(arguments: argparse.Namespace, reference: Reference, K: int) -> np.ndarray:
@@ -146,7 +150,7 @@ def _settings(arguments: argparse.Namespace, path: paths.Path, evaluation: Evalu
         "steps": arguments.steps,
         "rho": arguments.rho,
         "guidance": arguments.guidance,
-        "metrics": evaluation.metrics,
+        "metrics": list(evaluation.metrics),
         "reference": {"path": str(arguments.reference), "sha256": files.file_digest(arguments.reference)},
         "extractor": {"name": extractor.name, "digest": extractor.digest},
     }
@@ -192,9 +196,8 @@ def _repeat(evaluation: Evaluation, seed: int, export: paths.Path | None) -> dic
     if export is not None and hosts.is_writer() and not paths.exists(export):
         edm_zip.write(export, images, labels)
     seen = features.extract(e.extractor, images, label=f"features seed {seed}", parts=features_at)
-    chosen = chosen_metrics(e.metrics, e.reference.real, seen.probabilities is not None, labels is not None)
     observed = Observed(seen.features, seen.probabilities, labels)
-    values = measure.measured(e.reference.real, observed, chosen, measure.watched)
+    values = measure.measured(e.reference.real, observed, e.metrics, measure.watched)
     files.write_json(_result(e.out, seed), values)
     hosts.barrier(f"seed {seed}")  # nobody reads the parts any more
     if hosts.is_writer():
@@ -213,8 +216,8 @@ def _floor(arguments: argparse.Namespace, evaluation: Evaluation) -> dict[str, A
     references.check_classes(arguments.floor, other, reference.num_classes, arguments.reference)
     if other.real.features is None:
         raise UserError(f"--floor={arguments.floor} has no features; make one with python -m tdsm_jax.make_ref_stats")
-    asked = [name for name in evaluation.metrics if name != "is"]
-    chosen = chosen_metrics(asked, reference.real, False, other.real.labels is not None)
+    left_out = ("is", *(("class_wise",) if other.real.labels is None else ()))
+    chosen = [name for name in evaluation.metrics if name not in left_out]
     return measure.measured(reference.real, Observed(other.real.features, None, other.real.labels), chosen)
 
 
