@@ -12,16 +12,16 @@ and `sigma` as other FID programs write, which gives the Frechet distance alone.
 
 import argparse
 
-from tdsm_jax import files, pipeline
+from tdsm_jax import files, hosts, pipeline
 from tdsm_jax.command import add_host_options, new_parser, run_on_hosts
 from tdsm_jax.data import image_sets
 from tdsm_jax.data.image_sets import ImageSet
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation import measure, metric_table, references
-from tdsm_jax.evaluation.measure import METRICS, chosen_metrics, real_of
+from tdsm_jax.evaluation.measure import METRICS, chosen_metrics
 from tdsm_jax.evaluation.references import Reference
 from tdsm_jax.extractors import open_extractor
-from tdsm_jax.make_ref_stats import add_image_options, floor_of, observed, real_images
+from tdsm_jax.make_ref_stats import add_image_options, floor_of, observed, real_images, reference_of
 from tdsm_jax.training.parallel import data_mesh
 
 
@@ -35,8 +35,11 @@ def main(arguments: argparse.Namespace) -> None:
     seen = observed(extractor, made)
     metrics = chosen_metrics(asked, reference.real, seen.probabilities is not None, made.labels is not None)
     values = measure.measured(reference.real, seen, metrics, measure.watched)
+    words = f"{len(made.images)} images of {arguments.made}, features {extractor.name}. {reference.words}"
     table = metric_table.markdown([values], reference.floor, reference.description.get("class_names", ()))
-    print(table)
+    text = f"{words} {reference.floor_words}".strip() + f"\n\n{table}"
+    if hosts.is_writer():
+        print(text)
     if arguments.out:
         result = {
             "metrics": values,
@@ -47,7 +50,7 @@ def main(arguments: argparse.Namespace) -> None:
             "versions": pipeline.versions(),
         }
         files.write_json(f"{arguments.out}.json", result)
-        files.write_text(f"{arguments.out}.md", table)
+        files.write_text(f"{arguments.out}.md", text)
 
 
 def asked_metrics(text: str) -> list[str]:
@@ -68,13 +71,7 @@ def _real(arguments: argparse.Namespace, extractor: object, made: ImageSet, aske
     images = real_images(arguments)
     image_sets.same_form(images, made)
     seen = observed(extractor, images)
-    about = {
-        "images": image_sets.describe(images),
-        "num_classes": images.num_classes,
-        "class_names": list(images.class_names),
-        "floor": {} if arguments.no_floor else floor_of(seen, asked),
-    }
-    return Reference(real_of(seen.features, seen.labels), about)
+    return reference_of(extractor, images, seen, {} if arguments.no_floor else floor_of(seen, asked))
 
 
 def add_metric_options(parser: argparse.ArgumentParser) -> None:

@@ -76,8 +76,7 @@ def main(arguments: argparse.Namespace) -> None:
         for seed in seeds
     ]
     floor = _floor(arguments, evaluation)
-    class_names = evaluation.reference.description.get("class_names", ())
-    table = metric_table.markdown(repeats, floor, class_names)
+    text = _text(arguments, evaluation, repeats, floor)
     result = {
         "summary": metric_table.summarised(repeats),
         "floor": floor,
@@ -87,8 +86,22 @@ def main(arguments: argparse.Namespace) -> None:
         "versions": pipeline.versions(),
     }
     files.write_json(out / "metrics.json", result)
-    files.write_text(out / "metrics.md", table)
-    print(table)
+    files.write_text(out / "metrics.md", text)
+    if hosts.is_writer():
+        print(text)
+
+
+def _text(arguments: argparse.Namespace, evaluation: Evaluation, repeats: list[dict], floor: dict) -> str:
+    """What was measured and the tables, for people."""
+    reference = evaluation.reference
+    given = f"Real against real: the images of {arguments.floor} against all of them."
+    words = (
+        f"{arguments.n} images a repeat of {arguments.checkpoint}, features {evaluation.extractor.name}.",
+        reference.words,
+        given if arguments.floor else reference.floor_words,
+    )
+    table = metric_table.markdown(repeats, floor, reference.description.get("class_names", ()))
+    return f"{' '.join(words).strip()}\n\n{table}"
 
 
 def model_path(given: str) -> paths.Path:
@@ -206,7 +219,7 @@ def _repeat(evaluation: Evaluation, seed: int, export: paths.Path | None) -> dic
 
 
 def _floor(arguments: argparse.Namespace, evaluation: Evaluation) -> dict[str, Any]:
-    """What real images score: the halves of the reference, or those of --floor against the whole of it."""
+    """What real images score: the halves of the reference, or the images of --floor against the whole of it."""
     reference = evaluation.reference
     if not arguments.floor:
         return reference.floor

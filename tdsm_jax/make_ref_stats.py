@@ -39,7 +39,8 @@ def main(arguments: argparse.Namespace) -> None:
     extractor = open_extractor(arguments.features, data_mesh())
     images = real_images(arguments)
     seen = observed(extractor, images)
-    reference = write(arguments.out, extractor, images, seen, with_floor=not arguments.no_floor)
+    reference = reference_of(extractor, images, seen, {} if arguments.no_floor else floor_of(seen))
+    references.write(arguments.out, reference)
     classes = f", {reference.num_classes} classes" if reference.num_classes else ", no labels"
     print(f"{arguments.out}: {len(seen.features)} images{classes}, {extractor.width} features of {extractor.name}")
 
@@ -72,16 +73,16 @@ def floor_of(seen: Observed, asked: Collection[str] = ()) -> dict:
     return measure.floor(seen, metrics, measure.watched)
 
 
-def write(out: str, extractor: object, images: ImageSet, seen: Observed, *, with_floor: bool) -> references.Reference:
-    """Writes a reference and returns it."""
+def reference_of(extractor: object, images: ImageSet, seen: Observed, floor: dict) -> references.Reference:
+    """Returns the reference that `seen` of the images makes, with what it was made of."""
     about = {
         "images": image_sets.describe(images),
         "class_names": list(images.class_names),
         "extractor": {"name": extractor.name, "digest": extractor.digest},
         "versions": pipeline.versions(),
-        "floor": floor_of(seen) if with_floor else {},
+        "floor": floor,
     }
-    return references.write(out, seen, about)
+    return references.made_of(seen, about)
 
 
 if __name__ == "__main__":

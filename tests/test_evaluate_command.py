@@ -8,6 +8,7 @@ import pathlib
 import re
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 
@@ -148,6 +149,9 @@ def test_repeats_are_measured_beside_the_floor_and_exported(made, call, tmp_path
     assert len(values[0]["cw_fd_per_class"]) == 10 and result["floor"]["cw_fd"] > 0
     assert result["settings"]["n"] == 80 and "floor" not in result["reference"]
     assert (tmp_path / "out" / "metrics.md").read_text().strip() == table.strip()
+    assert "80 images a repeat of" in table and "The reference has 300 images of 10 classes." in table
+    half = sum(count // 2 for count in references.read(made / "ref.npz").description["count_per_class"])
+    assert f"Real against real: {half} of them against {half} others." in table
     assert "best of 2" in table and "real against real" in table
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert left >= {"metrics.json", "metrics.md", "seed0.json", "seed1.json"} and not any("parts" in n for n in left)
@@ -217,8 +221,9 @@ def test_labels_in_the_proportions_of_the_reference(made, call, tmp_path):
 def test_other_real_images_give_the_floor(made, call, tmp_path):
     code, _, errors = call("make_ref_stats", "--images=digits", "--split=test", PIXELS, f"--out={tmp_path}/test.npz")
     assert code == 0, errors
-    code, _, errors = evaluate(call, made, tmp_path / "out", "--metrics=fd", f"--floor={tmp_path}/test.npz")
+    code, table, errors = evaluate(call, made, tmp_path / "out", "--metrics=fd", f"--floor={tmp_path}/test.npz")
     assert code == 0, errors
+    assert "test.npz against all of them" in table and "others" not in table
     train, (_, test) = real_images(), sources.load(sources.DataSpec("digits"))
     floor = json.loads((tmp_path / "out" / "metrics.json").read_text())["floor"]
     assert floor == {"fd": pytest.approx(frechet_distance(pixels(train.images), pixels(test.images)))}
@@ -294,3 +299,27 @@ def test_references_that_do_not_fit_are_refused_before_anything_is_drawn(made, c
         assert code == 2 and re.search(said, errors), errors
         assert [line for line in errors.splitlines() if not line.startswith("a first look")][1:] == []
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_hosts_measure_what_one_does(made, call, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    given = [
+        f"--checkpoint={made}/ema.npz",
+        f"--reference={made}/ref.npz",
+        PIXELS,
+        f"--out={tmp_path}/two",
+        "--n=80",
+        *FEW,
+    ]
+    place = (f"--coordinator=localhost:{port}", "--num_processes=2")
+    command = [sys.executable, "-m", "tdsm_jax.evaluate", *given, *place, "--metrics=fd,neighbours"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    both = [subprocess.Popen([*command, f"--process_id={i}"], cwd=ROOT, env=environment) for i in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    assert evaluate(call, made, tmp_path / "one", "--metrics=fd,neighbours")[0] == 0
+    one, two = (files.read_json(tmp_path / name / "seed0.json") for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-3)
+    assert not (tmp_path / "two" / "seed0.parts").exists()

@@ -34,15 +34,29 @@ class Reference(NamedTuple):
         return self.description.get("num_classes")
 
     @property
+    def words(self) -> str:
+        """How many images there are, as a sentence."""
+        if not self.description:
+            return "The reference is a mean and a covariance of unknown images."
+        classes = f" of {self.num_classes} classes" if self.num_classes else ""
+        return f"The reference has {self.description['count']} images{classes}."
+
+    @property
+    def floor_words(self) -> str:
+        """What the floor compares, as a sentence; "" where there is none."""
+        counts = self.description.get("count_per_class") or [self.description.get("count", 0)]
+        half = sum(count // 2 for count in counts)
+        return f"Real against real: {half} of them against {half} others." if self.floor else ""
+
+    @property
     def floor(self) -> dict[str, Any]:
         """What real images score against real ones, by metric; {} where the file does not say."""
         return self.description.get("floor", {})
 
 
-def write(path: str | os.PathLike, seen: Observed, about: dict[str, Any]) -> Reference:
-    """Writes a reference file, and returns what it holds; `about` joins its description."""
+def made_of(seen: Observed, about: dict[str, Any]) -> Reference:
+    """Returns the reference of real images that an extractor has seen; `about` joins its description."""
     check_features(seen.features)
-    real = real_of(seen.features, seen.labels)
     counts = None if seen.labels is None else np.bincount(seen.labels).tolist()
     description = {
         "format": FORMAT,
@@ -52,11 +66,16 @@ def write(path: str | os.PathLike, seen: Observed, about: dict[str, Any]) -> Ref
         "date": datetime.date.today().isoformat(),
         **about,
     }
-    arrays = {"features": seen.features.astype(np.float32), "mu": real.mean, "sigma": real.covariance}
-    if seen.labels is not None:
-        arrays["labels"] = seen.labels.astype(np.int32)
-    files.write_arrays(path, arrays | {_DESCRIPTION: np.array(json.dumps(description))})
-    return Reference(real, description)
+    return Reference(real_of(seen.features, seen.labels), description)
+
+
+def write(path: str | os.PathLike, reference: Reference) -> None:
+    """Writes a reference with features as a file, atomically."""
+    real = reference.real
+    arrays = {"features": real.features.astype(np.float32), "mu": real.mean, "sigma": real.covariance}
+    if real.labels is not None:
+        arrays["labels"] = real.labels.astype(np.int32)
+    files.write_arrays(path, arrays | {_DESCRIPTION: np.array(json.dumps(reference.description))})
 
 
 def read(path: str | os.PathLike) -> Reference:
