@@ -4,7 +4,8 @@
   python -m tdsm_jax.compare cifar10-reference.npz samples/ --features=inception:WEIGHTS --out=comparison
   python -m tdsm_jax.compare real/ samples.npz --features=inception:WEIGHTS --metrics=fd,neighbours
 
-The first set is the real one: recall, density and coverage take its place in turn, and the floor is that of its halves.
+The first set is the real one: precision, density and coverage ask where the second lies among it, and the floor is what
+its halves score against each other.
 Either is an archive (a zip file or folder with a dataset.json), a folder of PNG files, flat or with a subfolder a
 class, a .npz of images and labels, ADM's .npz, a .npy; the first also a reference of make_ref_stats or a file of `mu`
 and `sigma` as other FID programs write, which gives the Frechet distance alone.

@@ -89,7 +89,7 @@ def drawn(
     Every batch is kept in the folder `parts` until the caller removes it: an interrupted sampling goes on after them.
     """
     if settings.guidance != 1 and not model.network.num_classes:
-        raise UserError("config key sampling.guidance must be 1 for a network without labels: it has nothing to guide")
+        raise UserError("guidance (sampling.guidance in a config) must be 1 for a network without labels")
     sigmas = sampling.edm_sigmas(settings.steps, model.process.sigma_min, model.process.sigma_max, settings.rho)
     denoise = sampling_call(model.network, model.process, settings.guidance)
     params = parallel.replicate(model.params, mesh)
