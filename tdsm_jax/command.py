@@ -2,9 +2,12 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
 
-from tdsm_jax.errors import UserError
+from tdsm_jax import hosts, runtime
+from tdsm_jax.errors import Stopped, UserError
+from tdsm_jax.roll_call import Place
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,13 +24,58 @@ def run_command(parser: argparse.ArgumentParser, main: Callable[[argparse.Namesp
     """Parses the command line and runs `main`; a file that cannot be read or written is the user's matter too."""
     try:
         main(parser.parse_args())
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
+    except (UserError, OSError) as error:
+        _say(error)
+        sys.exit(2)
+
+
+def add_host_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how the hosts of a command find one another."""
+    group = parser.add_argument_group("several hosts: the same command on each, files where all of them see them")
+    group.add_argument("--distributed", choices=("auto", "on", "off"), default="auto", help="as of tdsm_jax.main")
+    group.add_argument("--coordinator", help="HOST:PORT of process 0, where the machine does not say it")
+    group.add_argument("--num_processes", type=int, help="how many hosts there are")
+    group.add_argument("--process_id", type=int, help="the number of this host, from 0")
+    group.add_argument("--start_timeout", type=int, default=300, help="seconds to wait for the others (%(default)s)")
+
+
+def run_on_hosts(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
+    """Parses the command line and runs `main` on all devices of all hosts; SIGTERM stops it where it can go on."""
+    try:
+        arguments = parser.parse_args()
+        runtime.configure()
+        hosts.start(arguments.distributed, _place(arguments), arguments.start_timeout)
+        hosts.check_alone()
+        hosts.listen_for_stop()
+        hosts.listen_for_maintenance()
+        main(arguments)
+        hosts.finish()
+    except (UserError, OSError) as error:
+        _say(error)
+        hosts.leave(getattr(error, "exit_code", 2))
+    except (Stopped, KeyboardInterrupt) as reason:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        if isinstance(reason, KeyboardInterrupt):
+            hosts.leave(130)
+        hosts.finish()
+    except Exception as error:  # a bug, or a host whose peer is gone: the others must hear of either
+        traceback.print_exc()
+        hosts.await_explanation(error)
+        hosts.leave(1)
+
+
+def _place(arguments: argparse.Namespace) -> Place | None:
+    given = arguments.coordinator, arguments.num_processes, arguments.process_id
+    if given == (None, None, None):
+        return None
+    if None in given:
+        raise UserError("give --coordinator=HOST:PORT, --num_processes=N and --process_id=I together, or none of them")
+    return Place(*given)
+
+
+def _say(error: UserError | OSError) -> None:
+    message = str(error)
+    if isinstance(error, OSError):
         said = error.strerror or str(error)
-        _fail(said if error.filename is None else f"{error.filename}: {said}")
-
-
-def _fail(message: str) -> None:
+        message = said if error.filename is None else f"{error.filename}: {said}"
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)

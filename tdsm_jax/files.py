@@ -134,11 +134,36 @@ _UNREADABLE = (
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a .npz of plain arrays; pickled objects are refused, a damaged file is a `UserError` naming it."""
+    with _stored(path) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def array_names(path: str | os.PathLike) -> set[str]:
+    """Returns the names of the arrays in a .npz, none of which is read; a damaged file is a `UserError`."""
+    with _stored(path) as stored:
+        return set(stored.files)
+
+
+def read_array(path: str | os.PathLike) -> np.ndarray:
+    """Reads the array of a .npy; pickled objects are refused, a damaged file is a `UserError` naming it."""
+    with _loading(path) as source:
+        return np.lib.format.read_array(source, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _stored(path: str | os.PathLike) -> Iterator[Any]:
+    with _loading(path) as source, np.load(source, allow_pickle=False) as stored:
+        yield stored
+
+
+@contextlib.contextmanager
+def _loading(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Yields the file to load arrays from; what is wrong with it is a `UserError`."""
     try:
         # An object is read at once: piece by piece it would be a request for each array, or for each few megabytes.
         source = io.BytesIO(read_bytes(path)) if is_remote(path) else open(path, "rb")
-        with source, np.load(source, allow_pickle=False) as stored:  # of a damaged file np.load leaves a path's open
-            return {name: stored[name] for name in stored.files}
+        with source:  # of a damaged file np.load leaves a path's open
+            yield source
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UserError:  # which is a ValueError

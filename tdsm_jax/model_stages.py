@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -53,39 +54,61 @@ def sampling_call(network: UNet, process: Process, guidance: float = 1.0) -> Cal
     return denoise
 
 
-def sample(run: Run, method: str) -> None:
-    """EMA parameters -> samples/<method>.npz (images, labels) and .png (rows = classes)
+class Sampling(NamedTuple):
+    """How images are drawn from a model: solver steps, their spacing, guidance, images at a time."""
 
-    Every batch is kept in samples/<method>.parts until all are there: an interrupted sampling goes on after them.
-    """
-    config, model = run.config.sampling, run.model(method)
-    if config.guidance != 1 and not model.network.num_classes:
-        raise UserError("config key sampling.guidance must be 1 for a network without labels: it has nothing to guide")
+    steps: int
+    rho: float
+    guidance: float
+    batch_size: int
+
+
+def sample(run: Run, method: str) -> None:
+    """EMA parameters -> samples/<method>.npz (images, labels) and .png (rows = classes)"""
+    c, model = run.config.sampling, run.model(method)
     K = max(model.network.num_classes, 1)  # a network without labels makes one row
-    sigmas = sampling.edm_sigmas(config.steps, model.process.sigma_min, model.process.sigma_max, config.rho)
-    denoise = sampling_call(model.network, model.process, config.guidance)
-    params = parallel.replicate(model.params, run.mesh)
-    key = stream_key(run.config.seed, "sample")
+    labels = np.arange(c.per_class * K, dtype=np.int32) % K  # sample i depends on i alone
+    key, parts = stream_key(run.config.seed, "sample"), run.workdir / "samples" / f"{method}.parts"
+    settings = Sampling(c.steps, c.rho, c.guidance, c.batch_size)
+    images = drawn(model, settings, labels, key, run.mesh, parts, f"sample/{method}")
+    files.write_arrays(run.workdir / "samples" / f"{method}.npz", {"images": images, "labels": labels})
+    run.write_grid(f"samples/{method}.png", images, labels, K)
+
+
+def drawn(
+    model: Model,
+    settings: Sampling,
+    labels: np.ndarray,
+    key: jax.Array,
+    mesh: parallel.DataMesh,
+    parts: paths.Path,
+    title: str,
+) -> np.ndarray:
+    """Returns one image uint8 [N,H,W,C] for each of `labels` int [N]; image i depends on the key, i and its label.
+
+    Every batch is kept in the folder `parts` until the caller removes it: an interrupted sampling goes on after them.
+    """
+    if settings.guidance != 1 and not model.network.num_classes:
+        raise UserError("guidance (sampling.guidance in a config) must be 1 for a network without labels")
+    sigmas = sampling.edm_sigmas(settings.steps, model.process.sigma_min, model.process.sigma_max, settings.rho)
+    denoise = sampling_call(model.network, model.process, settings.guidance)
+    params = parallel.replicate(model.params, mesh)
     latents_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), model.image_shape)))
-    labels = np.arange(config.per_class * K, dtype=np.int32) % K  # sample i depends on i alone
-    size = min(config.batch_size, parallel.round_up(len(labels)))
-    parts = run.workdir / "samples" / f"{method}.parts"
+    size = min(settings.batch_size, parallel.round_up(len(labels)))
     images = finished_parts(parts)
     done = sum(map(len, images))
     hosts.check_equal(str(done), f"number of finished images in {parts}")
-    with Progress(f"sample/{method}", -(-(len(labels) - done) // size), size) as progress:
+    with Progress(title, -(-(len(labels) - done) // size), size) as progress:
         for start in range(done, len(labels), size):
             hosts.stop_if_asked()
-            index = (start + run.mesh.rows(size)) % len(labels)  # the last batch is filled up
-            batch = parallel.split({"index": index, "label": labels[index]}, run.mesh)
+            index = (start + mesh.rows(size)) % len(labels)  # the last batch is filled up
+            batch = parallel.split({"index": index, "label": labels[index]}, mesh)
             bound = functools.partial(lambda label, x, sigma: denoise(params, x, sigma, label), batch["label"])
             made = parallel.gather(sampling.heun(bound, latents_of(batch["index"]), sigmas))
             images.append(sources.to_uint8(made)[: len(labels) - start])
             files.write_arrays(parts / f"{start:08d}.npz", {"images": images[-1]})
             progress.update()
-    images = np.concatenate(images)
-    files.write_arrays(run.workdir / "samples" / f"{method}.npz", {"images": images, "labels": labels})
-    run.write_grid(f"samples/{method}.png", images, labels, K)
+    return np.concatenate(images)
 
 
 def finished_parts(folder: paths.Path) -> list[np.ndarray]:

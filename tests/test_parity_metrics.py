@@ -2,7 +2,9 @@
 
 import pytest
 
-from tdsm_jax.evaluation.statistics import cmmd, density_coverage, frechet_distance, precision_recall
+from tdsm_jax.evaluation.frechet import frechet_distance
+from tdsm_jax.evaluation.kernels import cmmd
+from tdsm_jax.evaluation.neighbours import density_coverage, precision_recall
 
 
 def test_frechet_distance_matches_the_official_implementation(golden):

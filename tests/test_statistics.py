@@ -6,17 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdsm_jax.errors import UserError
-from tdsm_jax.evaluation import statistics
-from tdsm_jax.evaluation.statistics import (
-    cmmd,
-    compare,
-    confusion,
-    density_coverage,
-    frechet_distance,
-    per_class_accuracy,
-    precision_recall,
-    recovery,
-)
+from tdsm_jax.evaluation import pairs
+from tdsm_jax.evaluation.frechet import frechet_distance
+from tdsm_jax.evaluation.kernels import cmmd
+from tdsm_jax.evaluation.neighbours import density_coverage, precision_recall
+from tdsm_jax.evaluation.statistics import compare, confusion, inception_score, per_class_accuracy, recovery
 
 
 def features(count, dimension=5, seed=0):
@@ -109,7 +103,8 @@ def test_embeddings_without_a_direction_are_refused():
 def test_blocks_do_not_change_the_result(measure, monkeypatch):
     arguments = [features(23), 0.5 + features(17, seed=1)] + [3] * (measure is not cmmd)
     whole = measure(*arguments)
-    monkeypatch.setattr(statistics, "BLOCK", 5)
+    monkeypatch.setattr(pairs, "ROWS", 5)
+    monkeypatch.setattr(pairs, "COLUMNS", 4)
     assert measure(*arguments) == pytest.approx(whole, rel=1e-9)
 
 
@@ -149,3 +144,24 @@ def test_recovery_is_one_at_the_clean_model_and_zero_at_the_noisy_one():
     assert recovery(30.0, 10.0, 10.0) == 1 and recovery(30.0, 30.0, 10.0) == 0
     assert recovery(0.5, 0.8, 0.9) == pytest.approx(0.75)  # whichever direction is better
     assert recovery(0.5, 0.8, 0.5) is None
+
+
+def test_inception_score_by_hand():
+    """Certain and evenly spread over L classes it is L; the same prediction everywhere scores 1."""
+    certain = np.tile(np.eye(4), (10, 1))
+    assert inception_score(certain) == (pytest.approx(4), pytest.approx(0, abs=1e-12))
+    assert inception_score(np.full((30, 4), 0.25)) == (pytest.approx(1), pytest.approx(0, abs=1e-12))
+    p = np.array([[0.9, 0.1], [0.5, 0.5]])
+    by_hand = np.exp(np.mean([sum(row * np.log(row / [0.7, 0.3])) for row in p]))
+    assert inception_score(p, splits=1)[0] == pytest.approx(by_hand)
+
+
+def test_inception_score_is_of_consecutive_parts():
+    one_class_a_part = np.repeat(np.eye(10), 5, axis=0)
+    assert inception_score(one_class_a_part)[0] == pytest.approx(1)
+    assert inception_score(one_class_a_part, splits=1)[0] == pytest.approx(10)
+    first, second = np.full((5, 2), 0.5), np.eye(2)[[0, 1, 0, 1]]  # 9 examples in 2 parts: 4 and 5
+    mean, spread = inception_score(np.concatenate([second, first]), splits=2)
+    assert (mean, spread) == (pytest.approx(1.5), pytest.approx(0.5))
+    with pytest.raises(UserError, match="of 10 parts needs at least 10 examples, got 9"):
+        inception_score(np.full((9, 2), 0.5))

@@ -61,9 +61,14 @@ class Archive:
 
     @functools.cached_property
     def _own_json(self) -> Any:
-        if LABELS not in self._container.names:
+        if not self.has_labels_file:
             raise UserError(f"{self.path}: no {LABELS} at its top level; give the labels as a file of their own")
         return _parse_json(f"{self.path}/{LABELS}", self._container.read(LABELS, MAX_LABELS_BYTES))
+
+    @property
+    def has_labels_file(self) -> bool:
+        """Whether the archive has a dataset.json of its own."""
+        return LABELS in self._container.names
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:
@@ -73,7 +78,7 @@ class Archive:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The class names of the archive's own dataset.json, () where it has none."""
-        return _class_names(f"{self.path}/{LABELS}", self._own_json) if LABELS in self._container.names else ()
+        return _class_names(f"{self.path}/{LABELS}", self._own_json) if self.has_labels_file else ()
 
     def labels_of(self, path: str | os.PathLike) -> np.ndarray:
         """Returns the labels int32 [N] that a separate dataset.json gives to these images, matched by name."""

@@ -1,10 +1,12 @@
 """What frozen networks see in images: features for distances between sets, probabilities for the inception score."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tdsm_jax import files, hosts, paths
@@ -16,6 +18,7 @@ from tdsm_jax.training.state import Params
 
 BLOCK = 1024  # images between two writes: what an interruption can cost, some minutes on a CPU
 INCEPTION_BATCH = 32  # images a device: some 0.3 GiB; larger batches are no faster on CPU
+PIXEL_BATCH = 512  # images a device
 
 
 class Extractor(NamedTuple):
@@ -51,6 +54,23 @@ def inception_extractor(name: str, digest: str, variables: Params, mesh: DataMes
         return seen.features, jax.nn.softmax(seen.logits)
 
     return Extractor(name, digest, WIDTH, INCEPTION_BATCH * mesh.size, mesh, per_device(see, mesh, variables))
+
+
+def pixel_extractor(shape: tuple[int, int, int], mesh: DataMesh) -> Extractor:
+    """Returns the extractor that takes pixels themselves for features, in [0, 1]: it needs no weights and knows nothing.
+
+    `shape` (H, W, C) is that of every image; another one is a `UserError`.
+    """
+    name = f"pixels:{'x'.join(map(str, shape))}"
+
+    def see(batch: dict[str, jax.Array]) -> tuple[jax.Array]:
+        x = batch["x"]
+        if x.shape[1:] != shape:
+            raise UserError(f"images are {x.shape[1:]}, not what the extractor {name} names")
+        return (x.reshape(len(x), -1).astype(jnp.float32) / 255,)
+
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return Extractor(name, digest, math.prod(shape), PIXEL_BATCH * mesh.size, mesh, per_device(see, mesh))
 
 
 def extract(extractor: Extractor, images: Any, *, label: str, parts: paths.Path | None = None) -> Seen:

@@ -1,0 +1,255 @@
+"""Draws images from a trained model and measures them against a reference, as papers do: 50000 images, three times.
+
+  python -m tdsm_jax.make_ref_stats --images=cifar10-32x32.zip --features=inception:WEIGHTS --out=cifar10.npz
+  python -m tdsm_jax.evaluate --checkpoint=runs/c10/score/tdsm --reference=cifar10.npz --features=inception:WEIGHTS \\
+      --out=runs/c10/evaluation/tdsm --repeats=3
+
+--checkpoint is a model file (ema.npz, or one made by conversion), a folder of a training (WORKDIR/score/METHOD: its
+model file, or its latest checkpoint while it goes on), or the folder of one checkpoint. Image i of a repeat depends on
+the model, the seed and i alone, and shows class i modulo K; repeat r has the seed --seed + r, and the first images of
+seed 0 are those that a run of seed 0 samples.
+
+OUT/metrics.json and OUT/metrics.md hold every metric: mean and spread over the repeats, the best of them (what papers
+give as the minimum of three), and what real images score against real images, without which class-wise numbers say
+little. An interrupted command goes on where it stopped, and more --repeats add to those that are there. Images are kept
+only where --export names a zip file or folder.
+"""
+
+import argparse
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tdsm_jax import files, hosts, model_stages, paths, pipeline, runtime
+from tdsm_jax.command import add_host_options, new_parser, run_on_hosts
+from tdsm_jax.compare import add_metric_options, asked_metrics
+from tdsm_jax.data import edm_zip
+from tdsm_jax.errors import UserError
+from tdsm_jax.evaluation import class_wise, features, measure, metric_table, references
+from tdsm_jax.evaluation.measure import NEAREST, Observed, chosen_metrics
+from tdsm_jax.evaluation.references import Reference
+from tdsm_jax.extractors import open_extractor
+from tdsm_jax.model_stages import Sampling
+from tdsm_jax.training import checkpoint, model_file
+from tdsm_jax.training.manifests import manifest_of
+from tdsm_jax.training.model_file import Model
+from tdsm_jax.training.parallel import DataMesh, data_mesh, round_up
+from tdsm_jax.training.state import stream_key
+
+_LABELS_SEED = 0
+
+
+class Evaluation(NamedTuple):
+    """What is the same in all repeats."""
+
+    model: Model
+    sampling: Sampling
+    labels: np.ndarray  # int32 [N], the classes that are asked for
+    reference: Reference
+    metrics: tuple[str, ...]
+    extractor: Any
+    mesh: DataMesh
+    out: paths.Path
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Draws and measures every repeat that is not there yet, and writes the summary of all."""
+    for name in ("n", "repeats", "steps", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.seed < 0:
+        raise UserError(f"--seed must be at least 0, got {arguments.seed}")
+    out = paths.absolute(arguments.out)
+    runtime.configure(compilation_cache=runtime.cache_folder(out))
+    path = model_path(arguments.checkpoint)
+    evaluation = _evaluation(arguments, path, out)
+    settings = _settings(arguments, path, evaluation)
+    _check_same(out, settings)
+    seeds = range(arguments.seed, arguments.seed + arguments.repeats)
+    exports = {seed: _export_path(arguments, seed) for seed in seeds} if arguments.export else {}
+    _check_exports(out, exports)
+    files.write_json(out / "settings.json", settings)
+    done = [seed for seed in seeds if paths.exists(_result(out, seed))]
+    hosts.check_equal(files.digest(done), f"view of the finished repeats in {out}")
+    repeats = [
+        files.read_json(_result(out, seed)) if seed in done else _repeat(evaluation, seed, exports.get(seed))
+        for seed in seeds
+    ]
+    floor = _floor(arguments, evaluation)
+    text = _text(arguments, evaluation, repeats, floor)
+    result = {
+        "summary": metric_table.summarised(repeats),
+        "floor": floor,
+        "per_seed": dict(zip(map(str, seeds), repeats, strict=True)),
+        "settings": settings,
+        "reference": {k: v for k, v in evaluation.reference.description.items() if k != "floor"},
+        "versions": pipeline.versions(),
+    }
+    files.write_json(out / "metrics.json", result)
+    files.write_text(out / "metrics.md", text)
+    if hosts.is_writer():
+        print(text)
+
+
+def _text(arguments: argparse.Namespace, evaluation: Evaluation, repeats: list[dict], floor: dict) -> str:
+    """What was measured and the tables, for people."""
+    reference = evaluation.reference
+    given = f"Real against real: the images of {arguments.floor} against all of them."
+    words = (
+        f"{arguments.n} images a repeat of {arguments.checkpoint}, features {evaluation.extractor.name}.",
+        reference.words,
+        given if arguments.floor else reference.floor_words,
+    )
+    table = metric_table.markdown(repeats, floor, reference.description.get("class_names", ()))
+    return f"{' '.join(words).strip()}\n\n{table}"
+
+
+def model_path(given: str) -> paths.Path:
+    """Returns the model file or the checkpoint that a path stands for: of a training the last one."""
+    path = paths.absolute(given)
+    if paths.is_file(path) or checkpoint.is_step(path):
+        return path
+    if not paths.exists(path):
+        raise UserError(f"--checkpoint={given}: no such file or folder")
+    if paths.is_file(path / "ema.npz"):
+        return path / "ema.npz"
+    steps = [step for step in paths.children(path / "checkpoints") if checkpoint.is_step(step)]
+    if not steps:
+        raise UserError(f"--checkpoint={given}: holds no ema.npz and no finished checkpoint; give WORKDIR/score/METHOD")
+    return steps[-1]
+
+
+def _evaluation(arguments: argparse.Namespace, path: paths.Path, out: paths.Path) -> Evaluation:
+    mesh = data_mesh()
+    extractor = open_extractor(arguments.features, mesh)
+    reference = references.read(arguments.reference)
+    references.check_extractor(arguments.reference, reference, extractor.name, extractor.digest, extractor.width)
+    model = model_file.read(path)
+    K = model.network.num_classes
+    references.check_classes(arguments.reference, reference, K, f"the model {path}")
+    shape = reference.description.get("images", {}).get("shape", [0, *model.image_shape])[1:]
+    if tuple(shape) != tuple(model.image_shape):
+        raise UserError(f"{arguments.reference} is of images {tuple(shape)}, the model makes {model.image_shape}")
+    # What could be found out after hours of sampling is found out now, by a look at a single grey image.
+    grey = np.full((1, *model.image_shape), 128, np.uint8)
+    classifies = features.extract(extractor, grey, label="a first look").probabilities is not None
+    metrics = chosen_metrics(asked_metrics(arguments.metrics), reference.real, classifies, bool(K))
+    labels = _labels(arguments, reference, K)
+    if "class_wise" in metrics:
+        class_wise.check_classes(reference.real.labels, labels, max(NEAREST))
+    sampling = Sampling(arguments.steps, arguments.rho, arguments.guidance, round_up(arguments.batch_size))
+    return Evaluation(model, sampling, labels, reference, metrics, extractor, mesh, out)
+
+
+def _labels(arguments: argparse.Namespace, reference: Reference, K: int) -> np.ndarray:
+    """The classes [N] that are asked for: in turn, or those of the reference's images in a fixed random order."""
+    turn = np.arange(arguments.n)
+    if arguments.labels == "balanced":
+        return (turn % max(K, 1)).astype(np.int32)
+    if reference.real.labels is None or not K:
+        raise UserError("--labels=reference needs a model and a reference with labels; leave it out")
+    order = np.random.Generator(np.random.PCG64(_LABELS_SEED)).permutation(len(reference.real.labels))
+    return reference.real.labels[order[turn % len(order)]].astype(np.int32)
+
+
+def _settings(arguments: argparse.Namespace, path: paths.Path, evaluation: Evaluation) -> dict[str, Any]:
+    """What every repeat depends on, beside its seed."""
+    extractor = evaluation.extractor
+    content = manifest_of(path) if checkpoint.is_step(path) else path
+    return {
+        "model": {"path": str(path), "sha256": files.file_digest(content)},
+        "n": arguments.n,
+        "labels": arguments.labels,
+        "steps": arguments.steps,
+        "rho": arguments.rho,
+        "guidance": arguments.guidance,
+        "metrics": list(evaluation.metrics),
+        "reference": {"path": str(arguments.reference), "sha256": files.file_digest(arguments.reference)},
+        "extractor": {"name": extractor.name, "digest": extractor.digest},
+    }
+
+
+def _check_same(out: paths.Path, settings: dict[str, Any]) -> None:
+    """Raises `UserError` where a folder holds the results of other settings; where files lie makes no difference."""
+    if not paths.exists(out / "settings.json"):
+        return
+    there, here = files.read_json(out / "settings.json"), settings
+    for name in settings:
+        a, b = ({k: v for k, v in s[name].items() if k != "path"} if isinstance(s[name], dict) else s[name]
+                for s in (there, here))  # fmt: skip
+        if a != b:
+            raise UserError(f"--out={out} holds an evaluation of another {name}; give another folder")
+
+
+def _export_path(arguments: argparse.Namespace, seed: int) -> paths.Path:
+    path = paths.path_of(arguments.export)
+    return path if arguments.repeats == 1 else path.with_name(f"{path.stem}-seed{seed}{path.suffix}")
+
+
+def _check_exports(out: paths.Path, exports: dict[int, paths.Path]) -> None:
+    for seed, path in exports.items():
+        if paths.exists(_result(out, seed)) and not paths.exists(path):
+            raise UserError(f"{out} has measured seed {seed} without keeping its images; give another --out")
+        if paths.exists(path) and not paths.exists(out / "settings.json"):
+            raise UserError(f"--export={path} exists; give another path or remove it")
+
+
+def _result(out: paths.Path, seed: int) -> paths.Path:
+    return out / f"seed{seed}.json"
+
+
+def _repeat(evaluation: Evaluation, seed: int, export: paths.Path | None) -> dict[str, Any]:
+    """Draws the images of a seed, measures them, and keeps what came out."""
+    e, parts = evaluation, evaluation.out / f"seed{seed}.parts"
+    key, images_at, features_at = stream_key(seed, "sample"), parts / "images", parts / "features"
+    images = model_stages.drawn(e.model, e.sampling, e.labels, key, e.mesh, images_at, f"sample seed {seed}")
+    if len(images) != len(e.labels):
+        raise AssertionError(f"{len(images)} images for {len(e.labels)} labels")
+    labels = e.labels if e.model.network.num_classes else None
+    if export is not None and hosts.is_writer() and not paths.exists(export):
+        edm_zip.write(export, images, labels)
+    seen = features.extract(e.extractor, images, label=f"features seed {seed}", parts=features_at)
+    observed = Observed(seen.features, seen.probabilities, labels)
+    values = measure.measured(e.reference.real, observed, e.metrics, measure.watched)
+    files.write_json(_result(e.out, seed), values)
+    hosts.barrier(f"seed {seed}")  # nobody reads the parts any more
+    if hosts.is_writer():
+        paths.remove(parts)
+    return values
+
+
+def _floor(arguments: argparse.Namespace, evaluation: Evaluation) -> dict[str, Any]:
+    """What real images score: the halves of the reference, or the images of --floor against the whole of it."""
+    reference = evaluation.reference
+    if not arguments.floor:
+        return reference.floor
+    other = references.read(arguments.floor)
+    extractor = evaluation.extractor
+    references.check_extractor(arguments.floor, other, extractor.name, extractor.digest, extractor.width)
+    references.check_classes(arguments.floor, other, reference.num_classes, arguments.reference)
+    if other.real.features is None:
+        raise UserError(f"--floor={arguments.floor} has no features; make one with python -m tdsm_jax.make_ref_stats")
+    left_out = ("is", *(("class_wise",) if other.real.labels is None else ()))
+    chosen = [name for name in evaluation.metrics if name not in left_out]
+    return measure.measured(reference.real, Observed(other.real.features, None, other.real.labels), chosen)
+
+
+if __name__ == "__main__":
+    parser = new_parser(__doc__)
+    parser.add_argument("--checkpoint", required=True, help="a model file, a checkpoint, or WORKDIR/score/METHOD")
+    parser.add_argument("--reference", required=True, help="a reference of make_ref_stats, or one of mu and sigma")
+    parser.add_argument("--out", required=True, help="folder of the results; the same goes on")
+    add_metric_options(parser)
+    parser.add_argument("--n", type=int, default=50000, help="images a repeat (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=1, help="evaluations with seeds of their own (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first repeat (%(default)s)")
+    labels = ("balanced", "reference")
+    parser.add_argument("--labels", choices=labels, default="balanced", help="classes in turn, or the reference's")
+    parser.add_argument("--steps", type=int, default=18, help="of the Heun sampler: 2 N - 1 evaluations (%(default)s)")
+    parser.add_argument("--rho", type=float, default=7.0, help="spacing of its noise levels (%(default)s)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free; 1 is none (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=512, help="images at a time on all devices (%(default)s)")
+    parser.add_argument("--floor", default="", help="a reference of other real images, in place of halves")
+    parser.add_argument("--export", default="", help="keep the images, as PNG files in a .zip or a folder")
+    add_host_options(parser)
+    run_on_hosts(parser, main)
