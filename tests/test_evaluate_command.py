@@ -104,7 +104,7 @@ def evaluate(call, made, out, *more, n=80):
 
 
 def pixels(images):
-    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+    return images.reshape(len(images), -1).astype(np.float32) * np.float32(1 / 255)
 
 
 def test_a_reference_says_what_it_was_made_of(made):
@@ -118,7 +118,9 @@ def test_a_reference_says_what_it_was_made_of(made):
     np.testing.assert_array_equal(reference.real.features, pixels(train.images))
     np.testing.assert_array_equal(reference.real.labels, train.labels)
     arrays = np.load(made / "ref.npz")  # as other FID programs read it
-    np.testing.assert_allclose(arrays["mu"], pixels(train.images).astype(np.float64).mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(
+        arrays["mu"], pixels(train.images).astype(np.float64).mean(axis=0), rtol=1e-12, atol=1e-15
+    )
     np.testing.assert_allclose(
         arrays["sigma"], np.cov(pixels(train.images), rowvar=False, dtype=np.float64), atol=1e-12
     )
@@ -290,7 +292,7 @@ def test_references_that_do_not_fit_are_refused_before_anything_is_drawn(made, c
         (("--metrics=fid",), "unknown metric 'fid'; did you mean 'fd'"),
         (("--metrics=is",), "the metric is needs an extractor that is a classifier"),
         (("--n=0",), "--n must be at least 1, got 0"),
-        (("--features=inceptoin:x",), "unknown feature extractor 'inceptoin'"),
+        (("--features=inceptoin:x",), "there is no feature extractor 'inceptoin'; did you mean 'inception'"),
         ((f"--checkpoint={tmp_path}",), "holds no ema.npz and no finished checkpoint"),
         ((f"--checkpoint={tmp_path}/absent",), "absent: no such file or folder"),
         (("--distributed=odd",), "invalid choice: 'odd'"),

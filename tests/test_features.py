@@ -221,4 +221,4 @@ def test_what_cannot_be_opened_is_said_in_one_line(spec, match):
 
 
 def test_every_kind_is_listed():
-    assert extractors.KINDS == ("inception", "inception_unchecked", "clip", "siglip", "align", "dinov2")
+    assert extractors.KINDS == ("inception", "inception_unchecked", "clip", "siglip", "align", "dinov2", "pixels")

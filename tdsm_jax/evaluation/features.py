@@ -57,7 +57,7 @@ def inception_extractor(name: str, digest: str, variables: Params, mesh: DataMes
 
 
 def pixel_extractor(shape: tuple[int, int, int], mesh: DataMesh) -> Extractor:
-    """Returns the extractor that takes pixels themselves for features, in [0, 1]: it needs no weights and knows nothing.
+    """Returns the extractor that takes pixels themselves for features, in [0, 1]: it needs no weights.
 
     `shape` (H, W, C) is that of every image; another one is a `UserError`.
     """
@@ -67,7 +67,7 @@ def pixel_extractor(shape: tuple[int, int, int], mesh: DataMesh) -> Extractor:
         x = batch["x"]
         if x.shape[1:] != shape:
             raise UserError(f"images are {x.shape[1:]}, not what the extractor {name} names")
-        return (x.reshape(len(x), -1).astype(jnp.float32) / 255,)
+        return (x.reshape(len(x), -1).astype(jnp.float32) * jnp.float32(1 / 255),)
 
     digest = hashlib.sha256(name.encode()).hexdigest()
     return Extractor(name, digest, math.prod(shape), PIXEL_BATCH * mesh.size, mesh, per_device(see, mesh))
