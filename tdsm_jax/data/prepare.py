@@ -137,8 +137,8 @@ def obtain(archive: Archive, path: pathlib.Path) -> pathlib.Path:
     found = files.file_digest(path)
     if found != archive.checksum:
         raise UserError(
-            f"{path}: its SHA-256 is {found}, not {archive.checksum} as of {archive.url}; it is another file or "
-            "damaged: remove it, and this command downloads it"
+            f"{path}: its SHA-256 is {found}, not {archive.checksum} as of {archive.url}; it is another file, which "
+            "belongs in a folder of its own, or damaged: remove it, and this command downloads it"
         )
     return path
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tdsm_jax import paths
 from tdsm_jax.data import tfds_store
-from tdsm_jax.data.edm_zip import Archive
+from tdsm_jax.data.edm_zip import Archive, image_names, read_labels
 from tdsm_jax.errors import UserError, did_you_mean
 
 # Other random draws may use the same seed; streams of their own keep these independent of them.
@@ -130,8 +130,12 @@ def archive_labels(spec: DataSpec, labels_path: str) -> np.ndarray:
     """Returns other labels int32 [N] of the training images of an archive: those of `load(spec)[0]`, in order.
 
     They come from the dataset.json at `labels_path`, or from the archive's own where that is "", matched by
-    name: noisy labels for images whose clean ones `load` gives, or the other way round.
+    name: noisy labels for images whose clean ones `load` gives, or the other way round. Images of CIFAR and MNIST
+    as TensorFlow Datasets has them are named as EDM names those of the original archive, in its order.
     """
+    if spec.name in tfds_store.IMAGES and tfds_store.DATASETS[spec.name].keys != "record" and labels_path:
+        train, _ = tfds_store.open_splits(spec.name, spec.path, spec.image_size)
+        return read_labels(labels_path, image_names(len(train)))
     if spec.name != "archive":
         raise UserError(f"the images of the dataset {spec.name!r} have no names to match labels by; 'archive' has")
     with Archive(spec.path) as archive:

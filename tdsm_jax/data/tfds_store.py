@@ -119,10 +119,10 @@ class Split:
     @functools.cached_property
     def _record_of(self) -> np.ndarray:
         """The number of the record of each index, int64 [N]."""
-        if self._keys == "index":
-            return hash_order(self.split, len(self))
         record_of = np.arange(len(self))
-        if self._keys == "id":
+        if self._keys == "index":
+            record_of[hash_order(self.split, len(self))] = np.arange(len(self))
+        elif self._keys == "id":
             for number, index, _ in self._in_order():
                 record_of[index] = number
         return record_of
@@ -130,7 +130,7 @@ class Split:
     def _in_order(self) -> Iterator[tuple[int, int, Any]]:
         """Yields number, index and features of every record, in the order of the files."""
         seen = np.zeros(len(self), bool)
-        indices = self._record_of if self._keys == "index" else np.arange(len(self))
+        indices = hash_order(self.split, len(self)) if self._keys == "index" else np.arange(len(self))
         for number, features in enumerate(self._records()):
             index = self._index(features, number) if self._keys == "id" else int(indices[number])
             if seen[index]:
@@ -194,6 +194,8 @@ def find(name: str, data_dir: str | os.PathLike = "", config: str = "") -> paths
     """
     top = default_dir() if data_dir in ("", None) else paths.path_of(data_dir)
     inner = "/".join(filter(None, (name, config)))
+    if paths.is_file(top):
+        raise UserError(f"{top}: a file, not a data_dir of TensorFlow Datasets; the dataset 'archive' reads zip files")
     for folder in (top / inner, *([top / config] if config else []), top):
         if paths.is_file(folder / METADATA):
             found = [folder]
@@ -202,7 +204,7 @@ def find(name: str, data_dir: str | os.PathLike = "", config: str = "") -> paths
             found = sorted((child for child in found if paths.is_file(child / METADATA)), key=_version)
         if found and _is_of(found[-1], name, config):
             return found[-1]
-    out = f" --out={data_dir}" if data_dir else ""
+    out = f" --out={data_dir}" if data_dir and not paths.is_remote(data_dir) else ""
     raise UserError(
         f"{top}: holds no prepared {inner}; run python -m tdsm_jax.data.prepare --dataset={inner} "
         f"--archive_dir=FOLDER{out} with the original archives in FOLDER, or name the data_dir of TensorFlow Datasets "
