@@ -15,7 +15,16 @@ import pytest
 
 import tfds_archives as archives
 from tdsm_jax import config as configuration
-from tdsm_jax.data import edm_zip, human_labels, label_files, prepare, record_files, sources, tfds_store
+from tdsm_jax.data import (
+    edm_zip,
+    human_labels,
+    label_command,
+    label_files,
+    prepare,
+    record_files,
+    sources,
+    tfds_store,
+)
 from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.errors import UserError
 from tdsm_jax.run_data import RunData
@@ -170,6 +179,15 @@ def test_what_people_said_is_matched_by_index(prepared, field):
         y_tilde = human_labels.read_human_labels(path, train, field)
         expected = prepared.given["noise_label" if field == "noisy_label" else field]
         np.testing.assert_array_equal(y_tilde, expected.astype(np.int32), strict=True)
+
+
+def test_the_command_for_label_files_reads_what_people_said(prepared, tmp_path, monkeypatch, capsys):
+    out, top = tmp_path / "labels.json", prepared.array_record
+    options = ("--dataset=cifar10", f"--path={top}", "--noise=human", f"--from={top}", "--column=aggre_label")
+    monkeypatch.setattr(sys, "argv", ["label_files", *options, f"--out={out}"])
+    label_command.run()
+    np.testing.assert_array_equal(label_files.read(out).y_tilde, prepared.given["aggre_label"])
+    assert "100 labels of cifar10 in 10 classes" in capsys.readouterr().out
 
 
 def test_what_people_said_of_other_images_is_refused(prepared, tmp_path):

@@ -71,10 +71,12 @@ class ArrayRecordFile:
     """The records of one array_record file by number; its reader checks what it reads, and readers may share it."""
 
     def __init__(self, path: str | os.PathLike):
-        from array_record.python.array_record_data_source import ArrayRecordDataSource  # which only these files need
-
         if paths.is_remote(path):
             raise UserError(f"{path}: array_record files are read on this machine only; copy the dataset here")
+        try:
+            from array_record.python.array_record_data_source import ArrayRecordDataSource  # only these files need it
+        except ImportError as error:  # TensorFlow Datasets brings it on Linux alone
+            raise UserError(f"{path}: reading array_record files needs pip install array_record ({error})") from None
         self._path = path
         with _naming(path):
             self._records = ArrayRecordDataSource([os.fspath(path)])
