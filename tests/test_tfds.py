@@ -436,10 +436,10 @@ TINY = ("classifier.network=cnn", "classifier.widths=(2,4)", "classifier.folds=1
 
 @pytest.mark.parametrize("file_format", ["array_record", pytest.param("tfrecord", marks=pytest.mark.slow)])
 def test_the_command_runs_on_prepared_cifar100(prepared, tmp_path, file_format):
-    arguments = f"configs/cifar100.py:smoke,methods=tdsm,data_dir={getattr(prepared, file_format)}"
+    arguments = f"configs/cifar100.py:smoke,methods=dsm,data_dir={getattr(prepared, file_format)}"
     done = call(f"--workdir={tmp_path}", *(f"--config.{key}" for key in TINY), config=arguments)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert np.load(tmp_path / "samples" / "tdsm.npz")["images"].shape == (200, 32, 32, 3)
+    assert np.load(tmp_path / "samples" / "dsm.npz")["images"].shape == (200, 32, 32, 3)
     made = label_files.read(tmp_path / "labels.json")
     assert made.dataset == "cifar100" and made.num_classes == 100
     images, labels = prepared.parts["cifar100"]["train"]

@@ -70,6 +70,7 @@ def _receive(url: str, partial: pathlib.Path, have: int, size: int) -> None:
 
 def _broken(url: str, path: pathlib.Path, partial: pathlib.Path, size: int, error: Exception) -> Unreachable:
     have = partial.stat().st_size if partial.exists() else 0
-    reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+    cause = error.reason if type(error) is urllib.error.URLError else error  # which wraps what went wrong
+    reason = " ".join(str(cause).split()) or type(error).__name__
     kept = f"; the {have} of {size} bytes that are here are kept, and the same command goes on" if have else ""
     return Unreachable(f"{url}: the download failed ({reason}){kept}; or put the file at {path} by hand")
