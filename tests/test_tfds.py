@@ -310,7 +310,9 @@ def set_shards(info, value):
     [
         (lambda info: set_shards(info, ["99"]), "holds 100 records, but dataset_info.json says 99"),
         (lambda info: info.update(fileFormat="riegeli"), "stored as .*; tfrecord and array_record are read here"),
-        (lambda info: info["splits"].pop(0), "has no split 'train'"),
+        (lambda info: info["splits"].pop(0), "has no images in split 'train'"),
+        (lambda info: set_shards(info, ["0"]), "has no images in split 'train'"),
+        (lambda info: set_shards(info, []), "has no images in split 'train'"),
         (lambda info: info.update(splits=3), "its metadata cannot be read"),
         (lambda info: info.update(name="cifar100"), "holds no prepared cifar10"),
     ],
@@ -321,6 +323,15 @@ def test_metadata_that_do_not_fit_are_refused(prepared, tmp_path, change, messag
     with pytest.raises(UserError, match=message) as error:
         sources.load(DataSpec("cifar10", path=str(top)))
     assert "\n" not in str(error.value)
+
+
+def test_images_of_another_size_are_refused(prepared, tmp_path):
+    top, folder = copied(prepared, "cifar10", tmp_path)
+    shape = {"dimensions": ["64", "64", "3"]}
+    path = folder / "features.json"
+    edited(path, lambda f: f["featuresDict"]["features"]["image"]["image"].update(shape=shape))
+    with pytest.raises(UserError, match="its images are .64, 64, 3., which those of cifar10 are not"):
+        sources.load(DataSpec("cifar10", path=str(top)))
 
 
 def test_another_number_of_classes_is_refused(prepared, tmp_path):

@@ -69,12 +69,14 @@ class Split:
         """
         known, info = DATASETS[name], _metadata(directory)
         self.name, self.directory, self.split = name, directory, known.splits[part]
-        if self.split not in info.splits:
-            raise UserError(f"{directory}: has no split {self.split!r}; prepare the dataset again")
+        if self.split not in info.splits or not info.splits[self.split].num_examples:
+            raise UserError(f"{directory}: has no images in split {self.split!r}; prepare the dataset again")
         self.class_names = tuple(info.features["label"].names)
         if len(self.class_names) != known.num_classes:
             raise UserError(f"{directory}: names {len(self.class_names)} classes, but {name} has {known.num_classes}")
         self._stored_shape = tuple(info.features["image"].shape)
+        if self._stored_shape not in [(side, side, c) for side in known.sides for c in (1, 3)]:
+            raise UserError(f"{directory}: its images are {self._stored_shape}, which those of {name} are not")
         side, channels = max(image_size, self._stored_shape[0]), self._stored_shape[2]
         self.image_shape = (side, side, channels)
         self._keys = "record" if info.disable_shuffling and known.keys == "index" else known.keys
