@@ -86,6 +86,7 @@ def imagenet(folder, side=8):
     parts, keys = {}, {}
     for seed, (split, name, members) in enumerate(zips):
         with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("__MACOSX/._val_data.npz", b"of a file manager")
             for number, member in enumerate(members):
                 x, y = made_up(40, (side, side, 3), 1000, seed=10 * seed + number)
                 content, mean = io.BytesIO(), np.zeros(3 * side * side)

@@ -7,6 +7,7 @@ and features. Nothing in the archives is ever unpickled.
 import functools
 import gzip
 import io
+import posixpath
 import struct
 import tarfile
 import zipfile
@@ -150,11 +151,12 @@ def read_imagenet(name: str, *archives: paths.Path) -> Contents:
 def _zip_examples(path: paths.Path) -> Iterator[Example]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            if member.is_dir() or not member.file_size:
-                continue
+            name = posixpath.normpath(member.filename)
+            if member.is_dir() or not member.file_size or posixpath.basename(name).startswith("."):
+                continue  # folders and what file managers leave behind
             with np.load(io.BytesIO(archive.read(member)), allow_pickle=False) as stored:
                 images, labels = stored["data"], stored["labels"]
             side = round((images.shape[-1] / 3) ** 0.5)
             images = images.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
             for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield f"{member.filename}{number}", {"image": image, "label": int(label) - 1}
+                yield f"{name}{number}", {"image": image, "label": int(label) - 1}
