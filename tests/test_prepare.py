@@ -119,6 +119,21 @@ def test_human_labels_belong_to_their_images(tmp_path, folder, monkeypatch, numb
     assert {record["worse_label" if number == 10 else "noise_label"] for record in test} == {-1}
 
 
+def test_annotations_as_published_are_pickled_and_read_once_converted(tmp_path, folder, monkeypatch):
+    parts = archives.cifar10(folder)
+    archives.register(monkeypatch, folder)
+    given = archives.human(folder, parts["train"][1], 10)
+    (folder / "CIFAR-10_human_annotations.csv").unlink()
+    order = np.load(folder / "image_order_c10.npy")
+    columns = {field: labels[order] for field, labels in given.items()}
+    np.save(folder / "CIFAR-10_human_ordered.npy", np.array(columns, object), allow_pickle=True)
+    with pytest.raises(UserError, match="CIFAR-10_human_ordered.npy: holds pickled .* CIFAR-10_human_ordered.npz$"):
+        prepare.prepare("cifar10_n", folder, tmp_path)
+    np.savez(folder / "CIFAR-10_human_ordered.npz", **columns)
+    made = tfds_store.Split("cifar10_n", prepare.prepare("cifar10_n", folder, tmp_path), 0)
+    np.testing.assert_array_equal(made.columns(["worse_label"])["worse_label"], given["worse_label"])
+
+
 def test_human_labels_in_another_order_are_refused(tmp_path, folder, monkeypatch):
     parts = archives.cifar10(folder)
     archives.register(monkeypatch, folder)
