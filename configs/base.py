@@ -20,20 +20,27 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
             "init_from": "",  # a model file (ema.npz): score networks start from it; method init samples it as it is
             "generated": "",  # samples of an earlier run (samples/posterior.npz): classifiers train on them as on clean
             "data": {
-                "name": "digits",  # digits; archive: EDM's format, from `path`; synthetic: made-up images
-                "path": "",  # archive: folder or zip of the training images
+                # digits; synthetic: made-up images; archive: EDM's format, from `path`; mnist, fashion_mnist, cifar10,
+                # cifar100, imagenet_resized: as TensorFlow Datasets or data.prepare has prepared them
+                "name": "digits",
+                # archive: folder or zip of the training images; prepared ones: their data_dir, "": $TFDS_DATA_DIR or
+                # ~/tensorflow_datasets
+                "path": "",
                 "test_path": "",  # archive: the same of the test images; "": some are split off
                 "labels_path": "",  # archive: a dataset.json whose clean labels replace those of `path`
                 "test_fraction": 0.2,  # for sources without a split of their own
                 "split_seed": 0,
-                "image_size": 32,  # synthetic, and the next three
-                "channels": 3,
+                # synthetic; imagenet_resized: 8, 16, 32, 64; mnist, fashion_mnist: 28, or 32 by a black margin, which
+                # networks of three levels can halve twice
+                "image_size": 32,
+                "channels": 3,  # synthetic, and the next two
                 "num_classes": 10,
                 "num_images": 1000,
             },
             "label_noise": {
                 "kind": "sym",  # drawn: sym, sym_inclusive, pair, asym, instance; clean: taken for sym of this rate;
-                # from `path`: matrix (to draw from), file (labels), human (CIFAR-10N and CIFAR-100N)
+                # from `path`: matrix (to draw from), file (labels), human (CIFAR-10N and CIFAR-100N, also as the
+                # data_dir of cifar10_n or cifar100_n)
                 "rate": 0.4,
                 "table": "digits",  # which classes asym confuses: digits, mnist, cifar10, cifar100
                 "exact": False,  # flip the same number in every run instead of each label by chance

@@ -1,7 +1,7 @@
 """The published recipe for 32x32 images: EDM's training (Karras et al. 2022) with TDSM's classifier (Na et al. 2024).
 
-Not a config to run: cifar10.py, cifar100.py and mnist.py complete it. Lengths that neither paper states are ours and
-say so.
+Not a config to run: cifar10.py, cifar100.py, cifar10n.py and mnist.py complete it. Lengths that neither paper states
+are ours and say so.
 """
 
 from types import SimpleNamespace
@@ -10,15 +10,20 @@ from typing import Any
 import ml_collections
 
 from tdsm_jax.config import MATRICES, as_published, base_config, parse_arguments
+from tdsm_jax.errors import UserError
 
 IMAGES = 200_000_000  # of the score network's training
 CLASSIFIER_IMAGES = 10_000_000  # ours
 
 
-def recipe(arguments: str, **defaults: Any) -> tuple[ml_collections.ConfigDict, SimpleNamespace]:
-    """Returns the recipe for arguments such as "data=cifar10-32x32.zip,rate=0.4", and the arguments."""
-    chosen = parse_arguments(
-        arguments,
+def recipe(arguments: str, dataset: str = "", **defaults: Any) -> tuple[ml_collections.ConfigDict, SimpleNamespace]:
+    """Returns the recipe for arguments such as "data_dir=/data/tfds,rate=0.4", and the arguments.
+
+    `dataset` is what it is run on unless data= names an archive: one that TensorFlow Datasets or data.prepare has
+    prepared in data_dir. `defaults` are more arguments, or other choices of those here.
+    """
+    usual = dict(
+        data_dir="",
         data="",
         test="",
         noise=("sym", "asym", "pair", "file"),
@@ -29,12 +34,12 @@ def recipe(arguments: str, **defaults: Any) -> tuple[ml_collections.ConfigDict, 
         objective=("floor", "published", "threshold", "all"),
         seed=0,
         smoke=False,
-        **defaults,
     )
+    chosen = parse_arguments(arguments, **usual | defaults)
     config = base_config(__file__)
     config.seed = config.data.split_seed = chosen.seed
     config.methods = tuple(chosen.methods.split("+"))
-    config.data.update(name="archive", path=chosen.data, test_path=chosen.test)
+    choose_images(config, chosen, dataset)
     config.label_noise.update(kind=chosen.noise, rate=chosen.rate, path=chosen.labels)
     train_score(config)
     train_classifier(config, chosen.transition)
@@ -47,6 +52,18 @@ def recipe(arguments: str, **defaults: Any) -> tuple[ml_collections.ConfigDict, 
     else:
         config.mixture.rule = chosen.objective
     return config, chosen
+
+
+def choose_images(config: ml_collections.ConfigDict, chosen: SimpleNamespace, dataset: str) -> None:
+    """Sets where the images come from; digits of 28x28 are padded to the image size of 32 that base.py sets."""
+    if chosen.data and chosen.data_dir:
+        raise UserError("config arguments data and data_dir: both name the images; give one of them")
+    if chosen.test and not chosen.data:
+        raise UserError("config argument test names the test images of an archive; give data, its training images, too")
+    if chosen.data or not dataset:
+        config.data.update(name="archive", path=chosen.data, test_path=chosen.test)
+    else:
+        config.data.update(name=dataset, path=chosen.data_dir)
 
 
 def train_score(config: ml_collections.ConfigDict) -> None:
@@ -70,8 +87,9 @@ def train_classifier(config: ml_collections.ConfigDict, transition: str) -> None
 
 
 def shrink(config: ml_collections.ConfigDict, channels: int, num_classes: int) -> None:
-    """Cuts every stage to seconds, on made-up 32x32 images: the whole path, none of the quality."""
-    config.data.update(name="synthetic", channels=channels, num_classes=num_classes, num_images=10 * num_classes)
+    """Cuts every stage to seconds, on made-up 32x32 images unless some are given: the whole path, no quality."""
+    if not config.data.path:
+        config.data.update(name="synthetic", channels=channels, num_classes=num_classes, num_images=10 * num_classes)
     config.network.update(channels=8, multipliers=(1, 1), blocks=1, attention_resolutions=(16,))
     config.classifier.update(steps=4, batch_size=16, evaluate_every=2, folds=min(2, config.classifier.folds))
     config.score.update(steps=4, batch_size=16)

@@ -1,11 +1,14 @@
 """MNIST at 32x32, the published recipe: DDPM++ of 32 channels and one block, a small CNN as classifier.
 
+python -m tdsm_jax.data.prepare --dataset=mnist --archive_dir=downloads/mnist --out=/data/tfds
+python -m tdsm_jax.main --config=configs/mnist.py:data_dir=/data/tfds --workdir=runs/mnist
+python -m tdsm_jax.main --config=configs/mnist.py:data_dir=...,objective=published --workdir=runs/published
 python -m tdsm_jax.main --config=configs/mnist.py:data=mnist-train.zip,test=mnist-test.zip --workdir=runs/mnist
-python -m tdsm_jax.main --config=configs/mnist.py:data=...,test=...,objective=published --workdir=runs/published
 python -m tdsm_jax.main --config=configs/mnist.py:smoke --workdir=runs/smoke   (made-up images, a minute)
 
-The archives are in EDM's format (a folder or a zip with dataset.json), digits padded to 32x32. Not run here at full
-length: no accelerator was at hand.
+data_dir is that of TensorFlow Datasets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets; its digits of 28x28 get a
+black margin of two pixels. Archives (data=, test=) are in EDM's format, a folder or a zip with dataset.json, of digits
+that are 32x32 already. Not run here at full length: no accelerator was at hand.
 """
 
 import ml_collections
@@ -16,8 +19,8 @@ edm = sibling(__file__, "edm.py")
 
 
 def get_config(arguments: str = "") -> ml_collections.ConfigDict:
-    """Returns the config for arguments such as "data=mnist.zip,test=test.zip,noise=asym,rate=0.2"."""
-    config, chosen = edm.recipe(arguments)
+    """Returns the config for arguments such as "data_dir=/data/tfds,noise=asym,rate=0.2"."""
+    config, chosen = edm.recipe(arguments, "mnist")
     config.label_noise.table = "mnist"
     config.network.update(channels=32, blocks=1)
     config.classifier.update(network="cnn", widths=(16, 32))

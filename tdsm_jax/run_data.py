@@ -7,7 +7,7 @@ import numpy as np
 
 from tdsm_jax import config as configuration
 from tdsm_jax import files, paths
-from tdsm_jax.data import human_labels, label_files, noise_files, sources
+from tdsm_jax.data import human_labels, label_files, noise_files, sources, tfds_store
 from tdsm_jax.data.edm_zip import fingerprint
 from tdsm_jax.data.sources import Dataset
 from tdsm_jax.errors import UserError
@@ -34,14 +34,19 @@ class RunData:
 
     @functools.cached_property
     def data_inputs(self) -> dict[str, str]:
-        """Hashes of the archives and clean labels that the config names."""
+        """Hashes of the images and clean labels that the config names."""
         data = self.config.data
+        if data.name in tfds_store.IMAGES:
+            found = tfds_store.find_images(data.name, data.path, data.image_size)
+            return {data.path or data.name: tfds_store.fingerprint(found)}
         return {path: fingerprint(path) for path in (data.path, data.test_path, data.labels_path) if path}
 
     @functools.cached_property
     def label_inputs(self) -> dict[str, str]:
         """Hashes of the files that the config takes its label noise from."""
         noise = self.config.label_noise
+        if noise.kind == "human" and human_labels.is_folder(noise.path):
+            return {noise.path: tfds_store.fingerprint(human_labels.prepared_folder(noise.path, noise.column))}
         return {path: fingerprint(path) for path in (noise.path, noise.order_path) if path}
 
     @functools.cached_property

@@ -18,10 +18,11 @@ from etils.epath import backend
 from fsspec.registry import _registry
 
 import fake_bucket
+import tfds_archives
 from tdsm_jax import config as configuration
 from tdsm_jax import files, paths, pipeline, runtime
 from tdsm_jax.benchmark.cells import carry_out
-from tdsm_jax.data import edm_zip, sources
+from tdsm_jax.data import edm_zip, prepare, sources, tfds_store
 from tdsm_jax.data.noise_files import read_matrix
 from tdsm_jax.errors import UserError
 from tdsm_jax.training import logs, loop, parallel
@@ -331,3 +332,21 @@ def test_without_gcsfs_the_command_ends_in_one_line_that_names_the_extra():
     assert done.returncode == 2
     assert done.stderr.startswith("error: gs://bucket/run: ") and done.stderr.count("\n") == 1
     assert "pip install 'tdsm_jax[gcs]'" in done.stderr
+
+
+def test_a_prepared_dataset_in_a_bucket_is_the_local_one(store, tmp_path, monkeypatch):
+    (tmp_path / "archives").mkdir()
+    tfds_archives.mnist(tmp_path / "archives")
+    tfds_archives.register(monkeypatch, tmp_path / "archives")
+    made = prepare.prepare("mnist", tmp_path / "archives", tmp_path / "array_record")
+    tfrecord = tfds_archives.as_tfrecord(made, tmp_path / "tfrecord" / "mnist" / made.name)
+    for path in (*made.iterdir(), *tfrecord.iterdir()):
+        store.put(f"bucket/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
+    local, _ = sources.load(sources.DataSpec("mnist", path=str(tmp_path / "array_record")))
+    remote, _ = sources.load(sources.DataSpec("mnist", path="gs://bucket/tfrecord"))
+    assert sources.images_hash(local.images) == sources.images_hash(remote.images)
+    assert tfds_store.fingerprint(paths.path_of("gs://bucket/tfrecord/mnist/3.0.1")) == tfds_store.fingerprint(tfrecord)
+    with pytest.raises(UserError, match="array_record files are read on this machine only"):
+        sources.load(sources.DataSpec("mnist", path="gs://bucket/array_record"))
+    with pytest.raises(UserError, match="gs://bucket/none: holds no prepared mnist"):
+        sources.load(sources.DataSpec("mnist", path="gs://bucket/none"))

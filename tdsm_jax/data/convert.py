@@ -1,14 +1,16 @@
 """Converts a dataset into the archive format of StyleGAN, EDM and TDSM, with clean or noisy labels.
 
   python -m tdsm_jax.data.convert --source=digits --out=digits.zip
+  python -m tdsm_jax.data.convert --source=cifar10 --path=/data/tfds --split=test --out=cifar10-test.zip
   python -m tdsm_jax.data.convert --source=digits --out=noisy.zip --labels=runs/digits/labels.json
   python -m tdsm_jax.data.convert --source=digits --out=clean.zip --labels=runs/digits/labels.json \\
       --labels_out=noisy.json
   python -m tdsm_jax.data.convert --source=cifar10-32x32.zip --out=cifar10/ --labels=sym40/dataset.json
 
-The first writes the clean labels into the archive's dataset.json, the second the noisy ones of a run; the third
-keeps them apart, as the official implementation's noisy label files are released. The last one unpacks an archive
-and puts such a label file into it. --out ending in .zip makes a zip file, any other a folder.
+The first writes the clean labels into the archive's dataset.json, and so does the second, for images that TensorFlow
+Datasets or data.prepare has prepared. The third writes the noisy ones of a run; the fourth keeps them apart, as the
+official implementation's noisy label files are released. The last one unpacks an archive and puts such a label file
+into it. --out ending in .zip makes a zip file, any other a folder.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import numpy as np
 
 from tdsm_jax import files, paths
 from tdsm_jax.command import new_parser, run_command
-from tdsm_jax.data import edm_zip, label_files, sources
+from tdsm_jax.data import edm_zip, label_files, sources, tfds_store
 from tdsm_jax.data.containers import read_file
 from tdsm_jax.data.sources import Dataset, DataSpec
 from tdsm_jax.errors import UserError, did_you_mean
@@ -59,7 +61,7 @@ def read_source(arguments: argparse.Namespace) -> Labelled:
     """Returns the images of a named source or of an archive, the latter under the names they have there."""
     source = arguments.source
     for field in _spec_fields():
-        read = source == "synthetic" or (source in NAMED and field.name in ("test_fraction", "split_seed"))
+        read = source == "synthetic" or field.name in _readers(source)
         if getattr(arguments, field.name) is not None and not read:
             raise UserError(f"--{field.name} says nothing about {source}; leave it out")
     if source not in NAMED:
@@ -79,8 +81,15 @@ def read_source(arguments: argparse.Namespace) -> Labelled:
 
 
 def _spec_fields() -> list[dataclasses.Field]:
-    """The numbers that say what a named source loads: its split, and what made-up images look like."""
-    return [field for field in dataclasses.fields(DataSpec) if field.type in (int, float)]
+    """What says what a named source loads: where it is, its split, and what made-up images look like."""
+    return [field for field in dataclasses.fields(DataSpec) if field.type in (int, float) or field.name == "path"]
+
+
+def _readers(source: str) -> tuple[str, ...]:
+    """The fields that a source but the made-up one reads."""
+    if source in tfds_store.IMAGES:
+        return "path", "image_size"
+    return ("test_fraction", "split_seed") if source in NAMED else ()
 
 
 def read_noisy(path: str, source: Labelled) -> np.ndarray:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tdsm_jax import paths
+from tdsm_jax.data import tfds_store
 from tdsm_jax.data.noise_files import labels_of, read_columns
 from tdsm_jax.data.sources import Dataset
 from tdsm_jax.errors import UserError, did_you_mean
@@ -23,13 +25,15 @@ FIELDS = {
     "noisy_label": "clean_label",
     "noisy_coarse_label": "clean_coarse_label",
 }
-_OTHER_NAMES = {"noise_label": "noisy_label", "noise_coarse_label": "noisy_coarse_label"}  # of the .npy files
+# Names in the .npy files and in TensorFlow Datasets.
+_OTHER_NAMES = {"noise_label": "noisy_label", "noise_coarse_label": "noisy_coarse_label", "label": "clean_label"}
 
 
 def read_human_labels(path: str | os.PathLike, dataset: Dataset, field: str, order_path: str = "") -> np.ndarray:
     """Returns the labels int32 [N] that people gave to the images of `dataset`, in their order.
 
-    `path` is a .csv, .npz or structured .npy file with the columns of the official ones, `field` one of `FIELDS`.
+    `path` is a .csv, .npz or structured .npy file with the columns of the official ones, or the data_dir of
+    TensorFlow Datasets (or a folder in it) with cifar10_n or cifar100_n, `field` one of `FIELDS`.
     `order_path` is the image_order_c10.npy or image_order_c100.npy beside files in the order of TensorFlow
     Datasets: entry i is the index of the image that line i labels. Pickled files, unknown fields, or clean labels
     in the file that are not those of `dataset` are a `UserError`.
@@ -40,8 +44,36 @@ def read_human_labels(path: str | os.PathLike, dataset: Dataset, field: str, ord
             f"np.savez(sys.argv[2], **{{k: np.asarray(v) for k, v in torch.load(sys.argv[1], weights_only=False)"
             f'.items()}})" {path} {pathlib.Path(path).stem}.npz'
         )
+    if is_folder(path):
+        if order_path:
+            raise UserError(f"{order_path}: TensorFlow Datasets names the images; leave the image order file out")
+        return choose_human_labels(path, _prepared_columns(path, field), dataset, field)
     order = _read_order(order_path, len(dataset.labels)) if order_path else None
     return choose_human_labels(path, read_columns(path), dataset, field, order)
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Tells a data_dir of TensorFlow Datasets from a file of labels."""
+    return paths.exists(path) and not paths.is_file(path)
+
+
+def prepared_folder(path: str | os.PathLike, field: str) -> paths.Path:
+    """Returns the folder of the prepared dataset with `field` in the data_dir `path`; none is a `UserError`."""
+    return tfds_store.find(_prepared_name(field), path)
+
+
+def _prepared_name(field: str) -> str:
+    return "cifar100_n" if field.startswith("noisy") else "cifar10_n"
+
+
+def _prepared_columns(path: str | os.PathLike, field: str) -> dict[str, np.ndarray]:
+    """The columns of the training images that `field` is chosen from, in their original order."""
+    name = _prepared_name(field)
+    if field == "noisy_coarse_label":
+        raise UserError(f"{path}: cifar100_n has no coarse labels that people gave; read the file of CIFAR-100N")
+    stored = "noise_label" if name == "cifar100_n" else field
+    split = tfds_store.Split(name, prepared_folder(path, field), 0)
+    return split.columns(("label", stored) if field in FIELDS else ("label",))
 
 
 def choose_human_labels(

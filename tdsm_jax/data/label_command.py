@@ -5,6 +5,8 @@
   python -m tdsm_jax.data.label_files --dataset=digits --noise=matrix --from=S.csv --out=labels.json
   python -m tdsm_jax.data.label_files --dataset=archive --path=cifar10-32x32.zip --test_path=cifar10-test.zip \\
       --noise=human --from=CIFAR-10_human.csv --column=worse_label --out=labels.json
+  python -m tdsm_jax.data.label_files --dataset=cifar10 --path=/data/tfds --noise=human --from=/data/tfds \\
+      --column=worse_label --out=labels.json
   python -m tdsm_jax.data.label_files --inspect=labels.json --dataset=digits
 """
 
@@ -49,7 +51,7 @@ def run() -> None:
     parser.add_argument("--table", default="", help=f"asym: {', '.join(ASYMMETRIC_TABLES)} (the name of the dataset)")
     parser.add_argument("--exact", action="store_true", help="whole shares of each class instead of independent flips")
     parser.add_argument("--imbalance", type=float, default=1.0, help="smallest class over the largest (%(default)s)")
-    parser.add_argument("--from", dest="source", default="", help="matrix, labels, human: the file to read")
+    parser.add_argument("--from", dest="source", default="", help="matrix, labels, human: what to read")
     parser.add_argument("--column", default="", help=f"labels, human: of the file; {', '.join(human_labels.FIELDS)}")
     parser.add_argument("--order", default="", help="human: image_order_c10.npy, for files in the order of TFDS")
     parser.add_argument("--out", default="", help="the label file to make")

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from tdsm_jax import paths
-from tdsm_jax.data.edm_zip import Archive
+from tdsm_jax.data import tfds_store
+from tdsm_jax.data.edm_zip import Archive, image_names, read_labels
 from tdsm_jax.errors import UserError, did_you_mean
 
 # Other random draws may use the same seed; streams of their own keep these independent of them.
@@ -52,12 +53,13 @@ class DataSpec:
     """Which images to load. Every source reads `name`; the other fields concern the sources named beside them."""
 
     name: str
-    path: str = ""  # archive: folder or zip file of the training images
+    # archive: folder or zip file of the training images; mnist, cifar10, ...: the data_dir of TensorFlow Datasets
+    path: str = ""
     test_path: str = ""  # archive: the same of the test images; "" splits some off the training images
     labels_path: str = ""  # archive: a dataset.json whose labels replace those of `path`
-    test_fraction: float = 0.2  # all, unless test_path is given
-    split_seed: int = 0  # all, unless test_path is given
-    image_size: int = 32  # synthetic
+    test_fraction: float = 0.2  # all without test images of their own
+    split_seed: int = 0  # all without test images of their own
+    image_size: int = 32  # synthetic, imagenet_resized: 8 to 64; mnist, fashion_mnist: 28, or more by a black margin
     channels: int = 3  # synthetic
     num_classes: int = 10  # synthetic
     num_images: int = 1000  # synthetic: train and test together
@@ -72,7 +74,8 @@ def load(spec: DataSpec) -> tuple[Dataset, Dataset]:
     if spec.name not in SOURCES:
         raise UserError(f"unknown dataset {spec.name!r}{did_you_mean(spec.name, SOURCES)}")
     for field in ("path", "test_path", "labels_path"):
-        if spec.name != "archive" and getattr(spec, field):
+        reads = spec.name == "archive" or (spec.name in tfds_store.IMAGES and field == "path")
+        if getattr(spec, field) and not reads:
             raise UserError(f"the dataset {spec.name!r} reads no files, but {field} is given; 'archive' reads it")
     return SOURCES[spec.name](spec)
 
@@ -127,8 +130,12 @@ def archive_labels(spec: DataSpec, labels_path: str) -> np.ndarray:
     """Returns other labels int32 [N] of the training images of an archive: those of `load(spec)[0]`, in order.
 
     They come from the dataset.json at `labels_path`, or from the archive's own where that is "", matched by
-    name: noisy labels for images whose clean ones `load` gives, or the other way round.
+    name: noisy labels for images whose clean ones `load` gives, or the other way round. Images of CIFAR and MNIST
+    as TensorFlow Datasets has them are named as EDM names those of the original archive, in its order.
     """
+    if spec.name in tfds_store.IMAGES and tfds_store.DATASETS[spec.name].keys != "record" and labels_path:
+        train, _ = tfds_store.open_splits(spec.name, spec.path, spec.image_size)
+        return read_labels(labels_path, image_names(len(train)))
     if spec.name != "archive":
         raise UserError(f"the images of the dataset {spec.name!r} have no names to match labels by; 'archive' has")
     with Archive(spec.path) as archive:
@@ -137,6 +144,12 @@ def archive_labels(spec: DataSpec, labels_path: str) -> np.ndarray:
             return others
         labels = _archive_labels(archive, spec.labels_path)
         return others[~_in_test(labels, _class_names(archive, labels), spec.test_fraction, spec.split_seed)]
+
+
+def _prepared(spec: DataSpec) -> tuple[Dataset, Dataset]:
+    """The images that TensorFlow Datasets or `data.prepare` has prepared, all in memory."""
+    train, test = tfds_store.open_splits(spec.name, spec.path, spec.image_size)
+    return tuple(Dataset(spec.name, *part.load(), part.class_names) for part in (train, test))
 
 
 def _synthetic(spec: DataSpec) -> tuple[Dataset, Dataset]:
@@ -172,6 +185,7 @@ SOURCES: dict[str, Callable[[DataSpec], tuple[Dataset, Dataset]]] = {
     "archive": _archive,
     "digits": _digits,
     "synthetic": _synthetic,
+    **dict.fromkeys(tfds_store.IMAGES, _prepared),
 }
 
 
