@@ -40,6 +40,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "tensorboard": ["tensorboardX>=2.6"],  # scalar logs without TensorFlow
+        "stream": ["grain>=0.2.18"],  # reads ahead where images do not fit in memory (data.stream)
         "torch": ["torch>=2.6"],  # the other side of benchmark.torch
         "clip": ["torch>=2.6", "transformers>=5"],  # CLIP, SigLIP, ALIGN and DINOv2 as judges of images
         # pytest-xdist: the suite compiles most of the time, and both cores of a small machine can

@@ -20,27 +20,32 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
             "init_from": "",  # a model file (ema.npz): score networks start from it; method init samples it as it is
             "generated": "",  # samples of an earlier run (samples/posterior.npz): classifiers train on them as on clean
             "data": {
-                # digits; synthetic: made-up images; archive: EDM's format, from `path`; mnist, fashion_mnist, cifar10,
-                # cifar100, imagenet_resized: as TensorFlow Datasets or data.prepare has prepared them
+                # digits; synthetic: made-up images; from `path`: archive (EDM's format), folder (a folder or zip of
+                # CLASS/image.jpg), npz (arrays images and labels), clothing1m; mnist, fashion_mnist, cifar10, cifar100,
+                # imagenet_resized: as TensorFlow Datasets or data.prepare has prepared them
                 "name": "digits",
-                # archive: folder or zip of the training images; prepared ones: their data_dir, "": $TFDS_DATA_DIR or
-                # ~/tensorflow_datasets
+                # archive, folder, npz, clothing1m: the training images; prepared ones: their data_dir, "":
+                # $TFDS_DATA_DIR or ~/tensorflow_datasets
                 "path": "",
-                "test_path": "",  # archive: the same of the test images; "": some are split off
+                "test_path": "",  # archive, folder, npz: the test images, their labels true; "": some are split off
                 "labels_path": "",  # archive: a dataset.json whose clean labels replace those of `path`
                 "test_fraction": 0.2,  # for sources without a split of their own
                 "split_seed": 0,
-                # synthetic; imagenet_resized: 8, 16, 32, 64; mnist, fashion_mnist: 28, or 32 by a black margin, which
-                # networks of three levels can halve twice
+                # synthetic; folder, clothing1m: cropped and resized to it, 0: as they are, all alike; imagenet_resized:
+                # 8, 16, 32, 64; mnist, fashion_mnist: 28, or 32 by a black margin, which networks of three levels can
+                # halve twice
                 "image_size": 32,
-                "channels": 3,  # synthetic, and the next two
-                "num_classes": 10,
+                "channels": 3,  # synthetic; folder, clothing1m: 1: grey, 3: RGB
+                "num_classes": 10,  # synthetic, and the next one
                 "num_images": 1000,
+                "stream": False,  # from files, but for npz: decode images when they are needed; needs grain
+                "on_corrupt": "stop",  # folder, clothing1m; skip: leave out and count images that cannot be decoded
             },
             "label_noise": {
                 "kind": "sym",  # drawn: sym, sym_inclusive, pair, asym, instance; clean: taken for sym of this rate;
                 # from `path`: matrix (to draw from), file (labels), human (CIFAR-10N and CIFAR-100N, also as the
-                # data_dir of cifar10_n or cifar100_n)
+                # data_dir of cifar10_n or cifar100_n);
+                # given: the labels of the data are the noisy ones, and nobody knows the true ones
                 "rate": 0.4,
                 "table": "digits",  # which classes asym confuses: digits, mnist, cifar10, cifar100
                 "exact": False,  # flip the same number in every run instead of each label by chance
@@ -55,7 +60,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 # hoc, em; counts_shrunk, confident_joint_shrunk, hoc_shrunk, em_shrunk, em_calibrated
                 "estimator": "known",
                 "path": "",  # file: a matrix as .npy, .csv or .json
-                "clean_per_class": 10,  # counts: how many clean labels it may read
+                "clean_per_class": 10,  # counts: how many clean labels it may read; of clothing1m all pairs
                 "features": "pixels",  # hoc: in which neighbours share a class; network: of classifiers of noisy labels
                 "start": "confident_joint_shrunk",  # em: the S by which noisy posteriors become clean ones
                 "prior": "estimated",  # of the clean classes; uniform: as published. Only s_weighted depends on it

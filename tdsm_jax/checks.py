@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from tdsm_jax import config as configuration
+from tdsm_jax.data import stream
 from tdsm_jax.diffusion.process import EDM, Process
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels import corruption, transition
@@ -14,6 +15,8 @@ from tdsm_jax.training import model_file, parallel
 
 def check(run: Run) -> None:
     """Raises `UserError` for what can be known to fail before anything is built."""
+    if run.config.data.stream:
+        stream.check_installed()
     if run.config.task == "robust_losses":
         check_robust_losses(run)
     else:
@@ -24,6 +27,8 @@ def check_robust_losses(run: Run) -> None:
     """Raises `UserError` where the benchmark of robust losses does not go with its data."""
     r, data = run.config.robust_losses, run.train_set
     parallel.check_divisible("robust_losses.batch_size", r.batch_size)
+    if not data.clean:
+        raise UserError(f"task=robust_losses corrupts true labels; those of {data.name} are as given, right or wrong")
     if "cnn" in r.networks and min(data.images.shape[1:3]) < 4:
         raise UserError("the network cnn halves the image twice: 4x4 pixels at least")
     if not 0 < round(r.validation_share * len(data.labels)) < len(data.labels):
@@ -61,16 +66,25 @@ def check_generation(run: Run) -> None:
     ):
         if height % 2**levels or width % 2**levels:
             raise UserError(f"config key {name} halves {height}x{width} images {levels} times; use fewer entries")
-    smallest = int(np.bincount(run.train_set.labels, minlength=run.num_classes).min())
+    run.new_labels  # noqa: B018  labels that cannot be had raise
+    compared = run.train_set if run.reference is None else run.reference
+    smallest = int(np.bincount(compared.labels, minlength=run.num_classes).min())
     if run.config.evaluation.nearest >= smallest:
         raise UserError(
-            f"config key evaluation.nearest={run.config.evaluation.nearest} must be below the {smallest} training "
-            "images of the smallest class"
+            f"config key evaluation.nearest={run.config.evaluation.nearest} must be below the {smallest} "
+            f"{'training' if run.labels_are_clean else 'reference'} images of the smallest class"
         )
     if min(np.bincount(run.test_set.labels, minlength=run.num_classes)) < 2:
         raise UserError("the test set needs two images of each class; raise config key data.test_fraction")
-    # An estimator could not mend what the labels do not hold: the matrix they are drawn from decides.
-    transition.check_invertible(run.known_S, run.config.transition.condition_limit)
+    if run.known_S is not None:
+        # An estimator could not mend what the labels do not hold: the matrix they are drawn from decides.
+        transition.check_invertible(run.known_S, run.config.transition.condition_limit)
+    counts = run.config.transition.estimator.startswith("counts")
+    if counts and not run.labels_are_clean and run.train_set.pairs is None:
+        raise UserError(
+            f"config key transition.estimator={run.config.transition.estimator} counts true classes, which nobody "
+            f"knows of {run.train_set.name}; choose another estimator, or file"
+        )
     if run.config.transition.estimator == "file":
         transition.check_invertible(run.given_S, run.config.transition.condition_limit)
 

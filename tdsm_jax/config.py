@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from tdsm_jax.data.label_files import DRAWN
+from tdsm_jax.data.label_files import DRAWN, GIVEN
 from tdsm_jax.diffusion.mixture import RULES
 from tdsm_jax.diffusion.process import PROCESSES
 from tdsm_jax.errors import UserError, did_you_mean
@@ -198,6 +198,8 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config key label_noise.kind={kind} needs label_noise.path, the file that holds it")
     if kind == "instance" and path:
         raise UserError("config key label_noise.path: instance-dependent labels of a file have the kind 'file'")
+    if kind == GIVEN:
+        _check_given(config)
     if config.transition.estimator == "file" and not config.transition.path:
         raise UserError("config key transition.estimator=file needs transition.path, the matrix S[clean, noisy]")
     if reads_noisy_posterior(config) and config.classifier.folds == 1:
@@ -235,6 +237,19 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         raise UserError("config key logging.save_every must be a multiple of logging.log_every")
 
 
+def _check_given(config: ml_collections.ConfigDict) -> None:
+    """Labels as given: nobody drew them, and nobody knows the true ones of the training images."""
+    if config.label_noise.path:
+        raise UserError("config key label_noise.path: labels as given are those of the data; the kind 'file' reads one")
+    if config.transition.estimator == "known":
+        raise UserError(
+            "config key transition.estimator=known is the matrix that labels were drawn from, and those of "
+            "label_noise.kind=given were not drawn: choose file with transition.path, or an estimator such as em_shrunk"
+        )
+    if "clean" in config.methods:
+        raise UserError("config key methods: clean trains on true labels, which label_noise.kind=given has none of")
+
+
 def _check_robust_losses(config: ml_collections.ConfigDict) -> None:
     r = config.robust_losses
     for name in ("losses", "networks", "noises", "seeds"):
@@ -256,7 +271,8 @@ _CHOICES = {
     "relabel": CORRECTIONS,
     "robust_losses.losses": ("elr", *LOSSES),
     "robust_losses.networks": ("cnn", *BLOCKS),
-    "label_noise.kind": (*DRAWN, *_READ_NOISE),
+    "data.on_corrupt": ("stop", "skip"),
+    "label_noise.kind": (*DRAWN, *_READ_NOISE, GIVEN),
     "transition.estimator": MATRICES,
     "transition.start": _STARTS,
     "transition.features": ("pixels", "network"),
@@ -299,7 +315,7 @@ _ANY = ("P_mean",)
 def _bounds(key: str) -> tuple[float, float]:
     """The closed interval that numbers of a key lie in; what has no special rule is positive."""
     name = key.rpartition(".")[2]
-    if key == "transition.rate" or name in _MAY_BE_ZERO:
+    if key in ("transition.rate", "data.image_size") or name in _MAY_BE_ZERO:
         return 0, _INFINITY
     if name in _FRACTIONS:
         return 0, 1

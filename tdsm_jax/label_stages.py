@@ -11,8 +11,9 @@ import numpy as np
 from absl import logging
 
 from tdsm_jax import files
-from tdsm_jax.data import label_files
+from tdsm_jax.data import label_files, stream
 from tdsm_jax.data.augment import augment, light
+from tdsm_jax.data.batches import evenly
 from tdsm_jax.data.sources import to_float
 from tdsm_jax.diffusion.objectives import add_noise
 from tdsm_jax.labels import transition
@@ -34,6 +35,7 @@ from tdsm_jax.training.state import example_keys, normal_like, stream_key
 _FAR = 1e4  # between the features of two folds, whose own spread is 1
 CLEAN_SIGMA = 0.02  # the noise level that classifiers are told for a clean image: one they were fitted at
 QUALITY_SIGMAS = np.geomspace(0.02, 5.0, 9)  # where the classifiers' quality is measured
+QUALITY_IMAGES = 2**17  # of which it is measured at most: a report needs no more digits
 
 
 def make_labels(run: Run) -> None:
@@ -75,15 +77,8 @@ def estimate_transition(run: Run) -> None:
 
 def evidence(run: Run) -> Evidence:
     """Returns all that the config lets an estimator of S read."""
-    config, y, y_tilde = run.config.transition, run.train_set.labels, run.y_tilde
-    subset = clean_subset(y, config.clean_per_class, run.config.seed)
-    known = Evidence(
-        run.num_classes,
-        y_tilde,
-        features=run.train_set.images.reshape(len(y), -1),
-        clean_index=subset,
-        clean_labels=y[subset],
-    )
+    config = run.config.transition
+    known = Evidence(run.num_classes, run.y_tilde, features=pixels(run), **clean_evidence(run))
     if not run.reads_noisy_posterior:
         return known
     arrays = files.read_arrays(run.workdir / "noisy_posterior.npz")
@@ -94,6 +89,24 @@ def evidence(run: Run) -> Evidence:
         return known
     start = estimate(config.start, known)
     return dataclasses.replace(known, clean_posterior=em_posterior(arrays["p"], start.S, start.prior))
+
+
+def clean_evidence(run: Run) -> dict[str, np.ndarray]:
+    """Returns what an estimator may know of true classes, as fields of `Evidence`; nothing where nobody knows any."""
+    y, pairs = run.train_set.labels, run.train_set.pairs
+    if run.labels_are_clean:
+        subset = clean_subset(y, run.config.transition.clean_per_class, run.config.seed)
+        return {"clean_index": subset, "clean_labels": y[subset]}
+    return {} if pairs is None else {"clean_labels": pairs[:, 0], "clean_given": pairs[:, 1]}
+
+
+def pixels(run: Run) -> np.ndarray | None:
+    """Returns the training images as features [N,D]; of streamed ones None, unless neighbours are sought in them."""
+    images, config = run.train_set.images, run.config.transition
+    sought = "features" in ESTIMATORS[config.estimator].needs and config.features == "pixels"
+    if stream.is_streamed(images) and not sought:
+        return None
+    return np.asarray(images).reshape(len(images), -1)
 
 
 def out_of_fold(run: Run, fitted: Sequence[Fitted]) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +124,7 @@ def out_of_fold(run: Run, fitted: Sequence[Fitted]) -> tuple[np.ndarray, np.ndar
     def rows_of(f: int, index: np.ndarray) -> dict[str, np.ndarray]:
         return {"x0": to_float(images[f][index])}
 
-    images = [run.train_set.images[run.fold == f] for f in range(len(fitted))]
+    images = [stream.part_of(run.train_set.images, run.fold == f) for f in range(len(fitted))]
     size = run.config.classifier.batch_size
     seen = [
         in_batches(functools.partial(look, one), functools.partial(rows_of, f), run.mesh, len(images[f]), size)
@@ -214,7 +227,7 @@ def make_weight_table(run: Run) -> None:
             "estimator": config.estimator,
             "S": S.tolist(),
             "condition_number": transition.condition_number(S),
-            "relative_l1": transition.relative_l1(S, run.known_S),
+            "relative_l1": None if run.known_S is None else transition.relative_l1(S, run.known_S),
             "classifier": quality,
             "temperature": {
                 "sigma": SIGMAS.tolist(),
@@ -228,7 +241,8 @@ def make_weight_table(run: Run) -> None:
 
 def classifier_quality(run: Run, table: WeightTable) -> dict[str, Any]:
     """Returns the out-of-fold quality at each of `QUALITY_SIGMAS`; clean labels are read to report, not to train."""
-    y, y_tilde = run.train_set.labels, run.y_tilde
+    looked_at = evenly(len(run.y_tilde), QUALITY_IMAGES)
+    y, y_tilde = run.train_set.labels[looked_at], run.y_tilde[looked_at]
     key, weigher, cross_fitted = stream_key(run.config.seed, "classifier_quality"), run.weigher, run.cross_fitted
     uncalibrated = cross_fitted._replace(temperature=jnp.ones_like(cross_fitted.temperature))
 
@@ -241,6 +255,7 @@ def classifier_quality(run: Run, table: WeightTable) -> dict[str, Any]:
 
     def rows_of(level: int, index: np.ndarray) -> dict[str, np.ndarray]:
         sigma, levels = np.float32(QUALITY_SIGMAS[level]), np.full(len(index), level)
+        index = looked_at[index]
         return run.labelled_batch(index) | {"sigma": np.full(len(index), sigma), "level": levels, "position": index}
 
     size, seen = run.config.classifier.batch_size, per_device(measure, run.mesh)
@@ -249,15 +264,19 @@ def classifier_quality(run: Run, table: WeightTable) -> dict[str, Any]:
         for level in range(len(QUALITY_SIGMAS))
     ]
     each = np.arange(len(y))
-    return {
+    quality = {
         "sigma": QUALITY_SIGMAS.tolist(),
-        "accuracy": [float(np.mean(h.argmax(axis=1) == y)) for h, *_ in rows],
         "noisy_accuracy": [float(np.mean(h.argmax(axis=1) == y_tilde)) for h, *_ in rows],
-        "calibration_error": [calibration_error(h, y) for h, *_ in rows],
         "own_weight": [float(w[each, y_tilde].mean()) for _, w, *_ in rows],
         "own_weight_uncalibrated": [float(raw_own.mean()) for _, _, raw_own, _ in rows],  # at temperature 1
-        "weight_error": [2 * float(1 - w[each, y].mean()) for _, w, *_ in rows],  # sum_i |w_i - 1{i=y}|
         "noisy_nll": [float(nll.mean()) for *_, nll in rows],
+    }
+    if not run.labels_are_clean:  # what needs true classes is left out
+        return quality
+    return quality | {
+        "accuracy": [float(np.mean(h.argmax(axis=1) == y)) for h, *_ in rows],
+        "calibration_error": [calibration_error(h, y) for h, *_ in rows],
+        "weight_error": [2 * float(1 - w[each, y].mean()) for _, w, *_ in rows],  # sum_i |w_i - 1{i=y}|
         "expected_own_weight": 1 - run.label_file.realised_rate,
     }
 

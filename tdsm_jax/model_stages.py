@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from tdsm_jax import files, hosts, paths
-from tdsm_jax.data import sources
+from tdsm_jax.data import sources, stream
 from tdsm_jax.diffusion import sampling
 from tdsm_jax.diffusion.guidance import guided
 from tdsm_jax.diffusion.process import Process, make_denoiser
@@ -36,6 +36,7 @@ def train_score(run: Run, method: str) -> None:
         schedule=run.score_schedule,
         mesh=run.mesh,
         directory=directory,
+        ahead=stream.is_streamed(run.train_set.images),
     )
     model_file.write(directory / "ema.npz", model._replace(params=state.ema_params))
 

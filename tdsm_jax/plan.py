@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tdsm_jax import files, label_stages, model_stages, paths, refinement, results, robust_losses
+from tdsm_jax.data.label_files import GIVEN
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.pipeline import Unit
@@ -122,9 +123,11 @@ def _result_units(run: Run) -> list[Unit]:
     for m in methods:
         makes = (f"measures/{m}", f"measures/{m}/metrics.json")
         measures.append(_unit(run, f"measure/{m}", results.measure, reads, ("judge", f"sample/{m}"), makes, m))
+    # Where labels are as given the judge learns other images, or other labels.
+    as_given = () if run.config.label_noise.kind != GIVEN else ("label_noise.kind",)
     everything = ("transition", *(unit.name for unit in measures))
     return [
-        _unit(run, "judge", results.fit_judge, reads, (), ("judge", "judge/judge.npz")),
+        _unit(run, "judge", results.fit_judge, (*reads, *as_given), (), ("judge", "judge/judge.npz")),
         *measures,
         _unit(run, "report", results.write_report, ("task",), everything, ("metrics.json", "report.html")),
     ]

@@ -23,8 +23,8 @@ def refine(run: Run) -> None:
     refined = likelihood.times_evidence(before, log_evidence(run))
     files.write_arrays(run.workdir / "refined_posterior.npz", {"w": refined.astype(np.float32)})
     quality = {"before": posterior_quality(run, before), "after": posterior_quality(run, refined)}
-    values = quality | {"expected_own_weight": 1 - run.label_file.realised_rate}
-    files.write_json(run.workdir / "refinement.json", values)
+    expected = {"expected_own_weight": 1 - run.label_file.realised_rate} if run.labels_are_clean else {}
+    files.write_json(run.workdir / "refinement.json", quality | expected)
 
 
 def log_evidence(run: Run) -> np.ndarray:
@@ -60,9 +60,11 @@ def log_evidence(run: Run) -> np.ndarray:
 def posterior_quality(run: Run, w: np.ndarray) -> dict[str, float]:
     """Returns how good p(y | x0, y_tilde) [N,K] is; clean labels are read to report, not to train."""
     y, each = run.train_set.labels, np.arange(len(w))
-    return {
+    own = {"own_weight": float(w[each, run.y_tilde].mean())}
+    if not run.labels_are_clean:  # what needs true classes is left out
+        return own
+    return own | {
         "accuracy": float(np.mean(w.argmax(axis=1) == y)),
         "calibration_error": calibration_error(w, y),
-        "own_weight": float(w[each, run.y_tilde].mean()),
         "weight_error": 2 * float(1 - w[each, y].mean()),  # sum_i |w_i - 1{i=y}|
     }

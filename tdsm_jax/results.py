@@ -12,6 +12,8 @@ import numpy as np
 from tdsm_jax import config as configuration
 from tdsm_jax import files, pipeline
 from tdsm_jax.data import label_files
+from tdsm_jax.data.batches import evenly
+from tdsm_jax.data.stream import part_of
 from tdsm_jax.evaluation import judge, report, report_words, statistics
 from tdsm_jax.run import Run, optimisation
 from tdsm_jax.training import classifier as classifiers
@@ -19,6 +21,8 @@ from tdsm_jax.training.classifier import Fitted, Labelled
 from tdsm_jax.training.fit_step import FitSettings
 from tdsm_jax.training.logs import read_metrics
 from tdsm_jax.training.state import stream_key
+
+MOST_COMPARED = 50_000  # real images without true classes that samples are compared with: as many as FID's of CIFAR-10
 
 
 def fit_plain(run: Run, data: Labelled, name: str) -> Fitted:
@@ -41,8 +45,12 @@ def fit_plain(run: Run, data: Labelled, name: str) -> Fitted:
 
 
 def fit_judge(run: Run) -> None:
-    """clean training images -> judge/: the classifier that measures label fidelity, and its features"""
-    fitted = fit_plain(run, Labelled(run.train_set.images, run.train_set.labels), "judge")
+    """images of true classes -> judge/: the classifier that measures label fidelity, and its features
+
+    Where there are none it learns the labels as given: then it judges no labels, only its features are used.
+    """
+    data = run.train_set if run.reference is None else run.reference
+    fitted = fit_plain(run, Labelled(data.images, data.labels), "judge")
     classifiers.write_fitted(run.workdir / "judge" / "judge.npz", fitted)
 
 
@@ -56,6 +64,10 @@ def measure(run: Run, method: str) -> None:
     """samples + judge -> measures/<method>/: fidelity, CAS, distances to the clean training images"""
     made = run.samples(method)
     seen, features = look(run, made.images)
+    if run.reference is None:
+        values = distances(run, features, made.labels)
+        files.write_json(run.workdir / "measures" / method / "metrics.json", values)
+        return
     trained_on_made = fit_plain(run, made, f"measures/{method}/cas").params
     guessed, _ = judge.look(run.judge, trained_on_made, run.test_set.images, run.mesh)
     values = {
@@ -74,6 +86,8 @@ def real_measures(run: Run) -> dict[str, Any]:
     """
     test, K = run.test_set, run.num_classes
     seen, features = look(run, test.images)
+    if run.reference is None:
+        return distances(run, features, test.labels)
     fidelity, cas = (accuracies(name, seen, test.labels, K) for name in ("label_fidelity", "cas"))
     return {**fidelity, **cas, **distances(run, features, test.labels)}
 
@@ -89,10 +103,18 @@ def accuracies(name: str, predicted: np.ndarray, labels: np.ndarray, num_classes
 
 
 def distances(run: Run, features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Returns the distances of a set of features to those of the clean training images."""
-    train = run.train_set
-    _, real = look(run, train.images)
-    return statistics.compare(real, train.labels, features, labels, run.config.evaluation.nearest)
+    """Returns the distances of a set of features to those of the images of true classes.
+
+    Where there are none, those distances to the training images that need no classes.
+    """
+    nearest = run.config.evaluation.nearest
+    if run.reference is None:
+        images = run.train_set.images
+        _, real = look(run, part_of(images, evenly(len(images), MOST_COMPARED)))
+        density, coverage = statistics.density_coverage(real, features, nearest)
+        return {"fd": statistics.frechet_distance(real, features), "density": density, "coverage": coverage}
+    _, real = look(run, run.reference.images)
+    return statistics.compare(real, run.reference.labels, features, labels, nearest)
 
 
 def collect_metrics(run: Run) -> dict[str, Any]:
@@ -112,6 +134,7 @@ def collect_metrics(run: Run) -> dict[str, Any]:
         "real": real_measures(run),
         "transition": {k: table[k] for k in ("estimator", "relative_l1", "condition_number")},
         "classifier": table["classifier"],
+        **({} if run.labels_are_clean else {"labels_as_given": without_true_labels(run)}),
         **({"refinement": files.read_json(run.workdir / "refinement.json")} if "refined" in methods else {}),
         "seconds": pipeline.seconds(run.workdir),
         "label_file_hash": label_files.label_file_hash(run.label_file),
@@ -121,11 +144,26 @@ def collect_metrics(run: Run) -> dict[str, Any]:
     }
 
 
+def without_true_labels(run: Run) -> str:
+    """Returns what the metrics of a run on labels as given rest on, and which are left out."""
+    if run.reference is None:
+        return (
+            "The true classes of these images are not known: label fidelity, CAS and class-wise distances are left "
+            "out, and the classifier whose features the other distances read learnt the labels as given."
+        )
+    return (
+        "The true classes of the training images are not known: the metrics compare with "
+        f"{len(run.reference.labels)} other images whose labels are true; the classifiers' accuracy on the training "
+        "images is left out."
+    )
+
+
 def write_report(run: Run) -> None:
     """everything above -> metrics.json, report.html"""
     metrics = collect_metrics(run)
     table = files.read_json(run.workdir / "transition.json")
-    images = {"real": run.grid(run.train_set.images, run.train_set.labels, run.num_classes)}
+    real = run.train_set if run.reference is None else run.reference
+    images = {"real": run.grid(real.images, real.labels, run.num_classes)}
     for m in run.config.methods:
         made = run.samples(m)
         images[m] = run.grid(made.images, made.labels, run.num_classes)
@@ -133,16 +171,19 @@ def write_report(run: Run) -> None:
     trained = [*folds, *(f"score/{m}" for m in run.config.methods if m != "init")]
     files.write_json(run.workdir / "metrics.json", metrics)
     noise = run.label_file
-    kind = report_words.NOISE[noise.kind]
+    kind, drawn = "labels as given", {}
+    if run.labels_are_clean:
+        kind = f"{report_words.NOISE[noise.kind]} label noise {noise.rate:.0%}"
+        drawn = {"true": noise.S, "realised": noise.realised_matrix}
     report.write_report(
         run.workdir / "report.html",
         report.Report(
-            title=f"{run.train_set.name}, {kind} label noise {noise.rate:.0%}, seed {run.config.seed}",
+            title=f"{run.train_set.name}, {kind}, seed {run.config.seed}",
             config=configuration.resolved(run.config),
             environment=environment(),
             metrics=metrics,
             images=images,
-            transitions={"true": noise.S, "realised": noise.realised_matrix, "estimated": np.array(table["S"])},
+            transitions={**drawn, "estimated": np.array(table["S"])},
             curves={name: read_metrics(run.workdir / name) for name in trained},
             classifier=table["classifier"],
             class_names=run.train_set.class_names,

@@ -12,7 +12,7 @@ import numpy as np
 
 from tdsm_jax import config as configuration
 from tdsm_jax import files, pipeline
-from tdsm_jax.data import label_files
+from tdsm_jax.data import label_files, stream
 from tdsm_jax.data.batches import batch_indices
 from tdsm_jax.evaluation import robust_page
 from tdsm_jax.networks.mnist_cnn import MnistCNN
@@ -51,7 +51,9 @@ def fit(run: Run, which: Fit) -> None:
     drawn = label_files.draw(data, kind, rate, which.seed, table=table)
     held_out = np.zeros(N, bool)
     held_out[batch_indices(which.seed, 0, N, N)[: round(r.validation_share * N)]] = True
-    train, validation = (Labelled(data.images[mask], drawn.y_tilde[mask]) for mask in (~held_out, held_out))
+    train, validation = (
+        Labelled(stream.part_of(data.images, mask), drawn.y_tilde[mask]) for mask in (~held_out, held_out)
+    )
     losses = {loss: accuracies(run, which, loss, train, validation) for loss in r.losses}
     files.write_json(run.workdir / which.file, {"realised_rate": drawn.realised_rate, "losses": losses})
 

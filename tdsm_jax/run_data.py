@@ -7,7 +7,7 @@ import numpy as np
 
 from tdsm_jax import config as configuration
 from tdsm_jax import files, paths
-from tdsm_jax.data import human_labels, label_files, noise_files, sources, tfds_store
+from tdsm_jax.data import clothing1m, human_labels, label_files, noise_files, sources, stream, tfds_store
 from tdsm_jax.data.edm_zip import fingerprint
 from tdsm_jax.data.sources import Dataset
 from tdsm_jax.errors import UserError
@@ -39,6 +39,8 @@ class RunData:
         if data.name in tfds_store.IMAGES:
             found = tfds_store.find_images(data.name, data.path, data.image_size)
             return {data.path or data.name: tfds_store.fingerprint(found)}
+        if data.name == "clothing1m":
+            return clothing1m.inputs(data.path)
         return {path: fingerprint(path) for path in (data.path, data.test_path, data.labels_path) if path}
 
     @functools.cached_property
@@ -59,9 +61,35 @@ class RunData:
     def train_set(self) -> Dataset:
         return sources.subset(self._splits[0], self._kept)
 
+    @functools.cached_property
+    def _tested(self) -> tuple[Dataset | None, Dataset]:
+        """What generated images are compared with, and what is held back to test on."""
+        train, test = self.train_set, self._splits[1]
+        if self.labels_are_clean:
+            return train, test
+        if train.reference is not None:
+            return train.reference, test
+        if not self.config.data.test_path:
+            return None, test
+        return sources.stratified_split(test, 0.5, self.config.data.split_seed)
+
+    @property
+    def labels_are_clean(self) -> bool:
+        """Whether the labels of the training images are their true classes, to be made noisy; else as given."""
+        return self.train_set.clean and self.config.label_noise.kind != label_files.GIVEN
+
+    @property
+    def reference(self) -> Dataset | None:
+        """Images with their true classes: the training images, or others where those have labels as given, or none.
+
+        The judge is fitted on them and generated images are compared with them, never with labels as given.
+        """
+        return self._tested[0]
+
     @property
     def test_set(self) -> Dataset:
-        return self._splits[1]
+        """Held-out images; their labels are true classes unless there is no `reference`."""
+        return self._tested[1]
 
     @property
     def num_classes(self) -> int:
@@ -71,6 +99,13 @@ class RunData:
     def new_labels(self) -> label_files.LabelFile:
         """The label file that the config asks for: drawn, or read where config.label_noise.path names a file."""
         noise, K, seed, data = self.config.label_noise, self.num_classes, self.config.seed, self.train_set
+        if not data.clean and noise.kind != label_files.GIVEN:
+            raise UserError(
+                f"the labels of {data.name} are as given, none of them known to be true: "
+                "set config key label_noise.kind=given"
+            )
+        if noise.kind == label_files.GIVEN:
+            return label_files.given(data)
         if noise.kind == "matrix":
             S = noise_files.read_matrix(noise.path, K)
             return label_files.make_from_matrix(data, S, seed, noise.exact)
@@ -86,9 +121,9 @@ class RunData:
         return label_files.draw(data, noise.kind, noise.rate, seed, table=table, exact=noise.exact)
 
     @property
-    def known_S(self) -> np.ndarray:
-        """The matrix that the noisy labels are drawn from, or the one that those of a file realise."""
-        return self.new_labels.S
+    def known_S(self) -> np.ndarray | None:
+        """The matrix that the noisy labels are drawn from, or the one that those of a file realise; None: not known."""
+        return None if self.new_labels.kind == label_files.GIVEN else self.new_labels.S
 
     @functools.cached_property
     def given_S(self) -> np.ndarray | None:
@@ -125,7 +160,7 @@ class RunData:
 
     def given(self, chosen: np.ndarray) -> Labelled:
         """Returns the training images where `chosen` bool [N] is set, with the labels they were given."""
-        return Labelled(self.train_set.images[chosen], self.y_tilde[chosen])
+        return Labelled(stream.part_of(self.train_set.images, chosen), self.y_tilde[chosen])
 
     @functools.cached_property
     def generated(self) -> Labelled | None:

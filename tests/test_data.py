@@ -87,7 +87,7 @@ def test_a_split_depends_on_its_seed_only():
         ({"test_fraction": 0.001}, r"178 images of class '0' into 178 \+ 0"),
         ({"test_fraction": 0.999}, r"into 0 \+ 178"),
         ({"split_seed": -1}, "split seed"),
-        ({"path": "data.zip"}, "'digits' reads no files, but path is given; 'archive' reads it"),
+        ({"path": "data.zip"}, "'digits' reads no files, but path is given; it is for 'archive'"),
         ({"name": "synthetic", "labels_path": "a.json"}, "labels_path is given"),
         ({"name": "archive"}, "'archive' needs path"),
         ({"name": "synthetic", "image_size": 0}, "image_size >= 1, got 0"),

@@ -18,6 +18,7 @@ COMMANDS = (
     "stress",
     "estimators",
     "label_noise",
+    "reading",
     "soak",
 )
 

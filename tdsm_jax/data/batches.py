@@ -30,6 +30,13 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> n
     return indices
 
 
+def evenly(num_examples: int, most: int) -> np.ndarray:
+    """Returns the sorted int64 indices of all examples, or of `most` of them, spread evenly."""
+    if num_examples <= most:
+        return np.arange(num_examples)
+    return np.linspace(0, num_examples - 1, most).round().astype(np.int64)
+
+
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     sequence = np.random.SeedSequence((seed, epoch), spawn_key=(_ORDER_STREAM,))

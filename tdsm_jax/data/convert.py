@@ -26,7 +26,7 @@ from tdsm_jax.data.containers import read_file
 from tdsm_jax.data.sources import Dataset, DataSpec
 from tdsm_jax.errors import UserError, did_you_mean
 
-NAMED = tuple(sorted(sources.SOURCES.keys() - {"archive"}))
+NAMED = tuple(sorted(sources.SOURCES.keys() - sources.FROM_FILES.keys()))
 
 
 class Labelled(NamedTuple):

@@ -93,8 +93,24 @@ class Archive:
             raise UserError(f"{self.path}: images {shape} take {math.prod(shape) / 1e9:.0f} GB; load fewer") from None
         progress = tqdm(indices, desc=self.path.name, unit=" images", disable=None, delay=2, leave=False)
         for row, index in enumerate(progress):
-            images[row] = self._judged(self.names[index], self._decode)
+            images[row] = self.read(index)
         return images
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> np.ndarray:
+        """Returns the image uint8 [H, W, C] at `index` of `names`."""
+        return self._judged(self.names[index], self._decode)
+
+    @functools.cached_property
+    def _listed(self) -> dict[str, list]:
+        return {name: rest for name, *rest in self._container.listing()}
+
+    def digest(self, index: int) -> bytes:
+        """Returns a SHA-256 of an image's name, size and checksum (in a zip file), without decoding it."""
+        name = self.names[index]
+        return hashlib.sha256(repr((name, self._listed[name])).encode()).digest()
 
     def load(self) -> np.ndarray:
         """Returns all images, uint8 [N, H, W, C]."""
@@ -125,7 +141,9 @@ def fingerprint(path: str | os.PathLike) -> str:
     """
     path = paths.path_of(path)
     if not path.is_dir() and path.suffix != ".zip":
-        return hashlib.sha256(read_file(path, MAX_LABELS_BYTES)).hexdigest()
+        if not paths.is_file(path):
+            raise UserError(f"{path}: no such file or folder")
+        return files.file_digest(path)
     if not paths.exists(path):
         raise UserError(f"{path}: no such folder or zip file")
     with contextlib.closing(Folder(path) if path.is_dir() else Zip(path)) as container:

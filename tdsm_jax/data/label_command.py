@@ -58,7 +58,8 @@ def run() -> None:
     parser.add_argument("--inspect", default="", help="a label file to describe instead of making one")
     parser.add_argument("--picture", default="", help="a .png file for the realised matrix")
     for field in _spec_fields():
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help="%(default)s")
+        kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "default": field.default}
+        parser.add_argument(f"--{field.name}", help="%(default)s", **kind)
     run_command(parser, main)
 
 
@@ -135,7 +136,7 @@ def training_set(arguments: argparse.Namespace) -> tuple[Dataset, np.ndarray]:
 
 
 def _subset(dataset: Dataset, kept: np.ndarray) -> Dataset:
-    return dataclasses.replace(dataset, images=dataset.images[kept], labels=dataset.labels[kept])
+    return sources.subset(dataset, kept)
 
 
 def label_file_of(arguments: argparse.Namespace, dataset: Dataset, kept: np.ndarray) -> LabelFile:
@@ -157,6 +158,8 @@ def label_file_of(arguments: argparse.Namespace, dataset: Dataset, kept: np.ndar
 def finish(arguments: argparse.Namespace, path: str, label_file: LabelFile, dataset: Dataset | None) -> None:
     """Prints what the label file at `path` holds, and draws it if asked to."""
     print("\n".join(describe(path, label_file, dataset)))
+    if arguments.picture and label_file.kind == label_files.GIVEN:
+        raise UserError(f"{path}: the matrix of labels as given is not known; leave --picture out")
     if arguments.picture:
         write_matrix_picture(arguments.picture, label_file.realised_matrix)
         print(f"{arguments.picture}: the realised matrix")
@@ -165,8 +168,13 @@ def finish(arguments: argparse.Namespace, path: str, label_file: LabelFile, data
 def describe(path: str, label_file: LabelFile, dataset: Dataset | None) -> Iterator[str]:
     """Yields lines about a label file; clean counts only where the `dataset` [N] has as many images."""
     count, K = len(label_file.y_tilde), label_file.num_classes
-    drawn = f", seed {label_file.seed}" + ", exact counts" * label_file.exact
     yield f"{path}: {count} labels of {label_file.dataset} in {K} classes"
+    if label_file.kind == label_files.GIVEN:
+        yield "kind     given: how many of them are wrong is not known"
+        yield f"SHA-256  {label_files.label_file_hash(label_file)}"
+        yield f"given    {_counts(label_file.y_tilde, K)}"
+        return
+    drawn = f", seed {label_file.seed}" + ", exact counts" * label_file.exact
     yield f"kind     {label_file.kind}, rate {label_file.rate:.6g}{drawn}"
     yield f"wrong    {label_file.realised_rate:.2%} of the labels"
     yield f"SHA-256  {label_files.label_file_hash(label_file)}"

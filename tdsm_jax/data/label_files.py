@@ -6,6 +6,7 @@ One JSON text file, the same bytes for the same input. It holds no clean labels,
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -30,6 +31,7 @@ from tdsm_jax.labels.transition import check_stochastic
 
 FORMAT = "tdsm_jax label file"
 VERSION = 1
+GIVEN = "given"  # the kind of labels that images came with, right or wrong
 DRAWN = (*CLASS_CONDITIONAL, "instance")  # the kinds of label noise that `draw` makes
 
 
@@ -39,7 +41,8 @@ class LabelFile:
 
     `S` [K, K] is the matrix they were drawn from, or taken to be drawn from; `realised_matrix` [K, K] and
     `realised_rate` are what the draw gave, with a NaN row for a class without examples. `exact` says that the two
-    matrices agree up to rounding to whole examples. `images_hash` depends on the order of the images,
+    matrices agree up to rounding to whole examples. Of the kind "given", labels of images whose true ones nobody knows,
+    the rates and both matrices are NaN. `images_hash` depends on the order of the images,
     `images_set_hash` does not.
     """
 
@@ -109,6 +112,24 @@ def import_labels(dataset: Dataset, y_tilde: np.ndarray, S: np.ndarray | None = 
     return _record(dataset, np.asarray(y_tilde, np.int32), "imported", rate, 0, S)
 
 
+def given(dataset: Dataset) -> LabelFile:
+    """Returns the label file of the labels that the images of `dataset` came with: how wrong they are is not known."""
+    unknown = np.full((dataset.num_classes, dataset.num_classes), np.nan)
+    return LabelFile(
+        dataset=dataset.name,
+        num_classes=dataset.num_classes,
+        kind=GIVEN,
+        rate=math.nan,
+        seed=0,
+        images_hash=images_hash(dataset.images),
+        images_set_hash=images_set_hash(dataset.images),
+        realised_rate=math.nan,
+        S=unknown,
+        realised_matrix=unknown,
+        y_tilde=dataset.labels.copy(),
+    )
+
+
 def is_dataset_json(path: str | os.PathLike) -> bool:
     """Tells a dataset.json, whose labels go by the names of images, from files that keep the order of the images."""
     if pathlib.Path(path).suffix.lower() != ".json":
@@ -174,7 +195,7 @@ def attach(label_file: LabelFile, dataset: Dataset) -> np.ndarray:
         )
     raise UserError(
         f"the label file was made for other images than these of {dataset.name} "
-        "(another split, size or dataset?); make it again"
+        "(another split, size or dataset, or data.stream?); make it again"
     )
 
 
@@ -209,6 +230,7 @@ def _text(label_file: LabelFile) -> str:
         del fields["exact"]  # said where it holds only, so that all other label files keep their hashes
     lines = []
     for key, value in fields.items():
+        value = None if isinstance(value, float) and math.isnan(value) else value  # JSON has no NaN
         text = _matrix_text(value) if key in ("S", "realised_matrix") else json.dumps(value, allow_nan=False)
         lines.append(f"  {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -230,18 +252,19 @@ def _parse(content: Any) -> LabelFile:
         raise _Malformed(f"missing or unknown entries: {', '.join(sorted(content.keys() ^ expected))}")
     if type(content["exact"]) is not bool:
         raise _Malformed(f"exact must be true or false, got {content['exact']!r}")
-    num_classes = _integer(content, "num_classes", 2)
+    num_classes, kind = _integer(content, "num_classes", 2), _name(content, "kind")
+    fraction = _unknown if kind == GIVEN else _fraction
     return LabelFile(
         dataset=_name(content, "dataset"),
         num_classes=num_classes,
-        kind=_name(content, "kind"),
-        rate=_fraction(content, "rate"),
+        kind=kind,
+        rate=fraction(content, "rate"),
         seed=_integer(content, "seed", 0),
         exact=content["exact"],
         images_hash=_sha256(content, "images_hash"),
         images_set_hash=_sha256(content, "images_set_hash"),
-        realised_rate=_fraction(content, "realised_rate"),
-        S=_matrix(content, "S", num_classes),
+        realised_rate=fraction(content, "realised_rate"),
+        S=_matrix(content, "S", num_classes, absent_rows=kind == GIVEN),
         realised_matrix=_matrix(content, "realised_matrix", num_classes, absent_rows=True),
         y_tilde=_labels(content, num_classes),
     )
@@ -290,6 +313,12 @@ def _fraction(content: dict, key: str) -> float:
     if type(value) not in (int, float) or not 0 <= value <= 1:
         raise _Malformed(f"{key} must be a number in [0, 1], got {value!r}")
     return float(value)
+
+
+def _unknown(content: dict, key: str) -> float:
+    if content[key] is not None:
+        raise _Malformed(f"{key} must be null where the labels are given, got {content[key]!r}")
+    return math.nan
 
 
 def _name(content: dict, key: str) -> str:

@@ -2,29 +2,38 @@
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from tdsm_jax import paths
-from tdsm_jax.data import tfds_store
+from tdsm_jax.data import clothing1m, folder, stream, synthetic, tfds_store
 from tdsm_jax.data.edm_zip import Archive, image_names, read_labels
+from tdsm_jax.data.folder import Found
+from tdsm_jax.data.pictures import Form
+from tdsm_jax.data.stream import Images, part_of
 from tdsm_jax.errors import UserError, did_you_mean
 
-# Other random draws may use the same seed; streams of their own keep these independent of them.
+# Other random draws may use the same seed; a stream of its own keeps this one independent of them.
 _SPLIT_STREAM = 1
-_SYNTHETIC_STREAM = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images: uint8 images [N, H, W, C], int32 labels [N] in [0, K), the K class names."""
+    """Labelled images: uint8 images [N, H, W, C], int32 labels [N] in [0, K), the K class names.
+
+    The labels are the true classes if `clean`, else those that the images came with, right or wrong. Of such images
+    there may be others with true labels, `reference`, and `pairs` int32 [M, 2], the true and the given label of
+    images that have both.
+    """
 
     name: str
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     class_names: tuple[str, ...]
+    clean: bool = True
+    reference: "Dataset | None" = None
+    pairs: np.ndarray | None = None
 
     def __post_init__(self):
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or len(self.images) == 0:
@@ -53,30 +62,40 @@ class DataSpec:
     """Which images to load. Every source reads `name`; the other fields concern the sources named beside them."""
 
     name: str
-    # archive: folder or zip file of the training images; mnist, cifar10, ...: the data_dir of TensorFlow Datasets
+    # archive, folder: folder or zip file of the training images; npz: the file; clothing1m: the folder; mnist,
+    # cifar10, ...: the data_dir of TensorFlow Datasets
     path: str = ""
-    test_path: str = ""  # archive: the same of the test images; "" splits some off the training images
+    test_path: str = ""  # archive, folder, npz: the same of the test images; "" splits some off the training images
     labels_path: str = ""  # archive: a dataset.json whose labels replace those of `path`
     test_fraction: float = 0.2  # all without test images of their own
     split_seed: int = 0  # all without test images of their own
-    image_size: int = 32  # synthetic, imagenet_resized: 8 to 64; mnist, fashion_mnist: 28, or more by a black margin
-    channels: int = 3  # synthetic
+    # synthetic; folder, clothing1m: what images are cropped and resized to, 0: they are alike; imagenet_resized: 8 to
+    # 64; mnist, fashion_mnist: 28, or more by a black margin
+    image_size: int = 32
+    channels: int = 3  # synthetic; folder, clothing1m: what images are converted to, 1 or 3
     num_classes: int = 10  # synthetic
     num_images: int = 1000  # synthetic: train and test together
+    stream: bool = False  # from files, but for npz: images are decoded when they are asked for
+    on_corrupt: str = "stop"  # folder, clothing1m: images that cannot be decoded; skip: they are left out
 
 
 def load(spec: DataSpec) -> tuple[Dataset, Dataset]:
     """Returns (train, test) of the source `spec.name`.
 
-    An unknown name, a path for a source without files, or a test fraction that leaves a class without train or
+    An unknown name, a field that the source does not read, or a test fraction that leaves a class without train or
     test images, is a `UserError`.
     """
     if spec.name not in SOURCES:
         raise UserError(f"unknown dataset {spec.name!r}{did_you_mean(spec.name, SOURCES)}")
-    for field in ("path", "test_path", "labels_path"):
-        reads = spec.name == "archive" or (spec.name in tfds_store.IMAGES and field == "path")
-        if getattr(spec, field) and not reads:
-            raise UserError(f"the dataset {spec.name!r} reads no files, but {field} is given; 'archive' reads it")
+    for field, readers in _READERS.items():
+        given = getattr(spec, field) != getattr(DataSpec, field)
+        if given and spec.name not in readers:
+            reads_files = spec.name in FROM_FILES or spec.name in tfds_store.IMAGES
+            files = " no files" if not reads_files and field.endswith("path") else f" no {field}"
+            known = ", ".join(map(repr, readers))
+            raise UserError(f"the dataset {spec.name!r} reads{files}, but {field} is given; it is for {known}")
+    if spec.name in FROM_FILES and not spec.path:
+        raise UserError(f"the dataset {spec.name!r} needs path, {FROM_FILES[spec.name]}")
     return SOURCES[spec.name](spec)
 
 
@@ -93,12 +112,10 @@ def _digits(spec: DataSpec) -> tuple[Dataset, Dataset]:
 
 def _archive(spec: DataSpec) -> tuple[Dataset, Dataset]:
     """The images of folders or zip files in the format of StyleGAN and EDM."""
-    if not spec.path:
-        raise UserError("the dataset 'archive' needs path, a folder or zip file of images")
-    whole = _read_archive(spec.path, spec.labels_path)
+    whole = _read_archive(spec.path, spec.labels_path, spec.stream)
     if not spec.test_path:
         return stratified_split(whole, spec.test_fraction, spec.split_seed)
-    test = _read_archive(spec.test_path, "")
+    test = _read_archive(spec.test_path, "", spec.stream)
     if test.images.shape[1:] != whole.images.shape[1:]:
         raise UserError(
             f"{spec.test_path} holds images of shape {test.images.shape[1:]}, but {spec.path} of "
@@ -108,11 +125,80 @@ def _archive(spec: DataSpec) -> tuple[Dataset, Dataset]:
     return tuple(dataclasses.replace(part, class_names=class_names) for part in (whole, test))
 
 
-def _read_archive(path: str, labels_path: str) -> Dataset:
-    with Archive(path) as archive:
+def _read_archive(path: str, labels_path: str, streamed: bool) -> Dataset:
+    archive = Archive(path)
+    try:
         labels = _archive_labels(archive, labels_path)
-        name = archive.path if paths.is_remote(path) else archive.path.resolve()
-        return Dataset(name.stem, archive.load(), labels, _class_names(archive, labels))
+        images = stream.Streamed(archive) if streamed else archive.load()
+        return Dataset(_stem(path), images, labels, _class_names(archive, labels))
+    finally:
+        if not streamed:  # else it is read from then on
+            archive.close()
+
+
+def _stem(path: str) -> str:
+    """The name of a data set: that of its folder or file."""
+    return (paths.path_of(path) if paths.is_remote(path) else paths.path_of(path).resolve()).stem
+
+
+def _folder(spec: DataSpec) -> tuple[Dataset, Dataset]:
+    """The images of a folder or zip file with a folder for each class."""
+    form = _form(spec)
+    found = folder.find(spec.path, form)
+    if not spec.test_path:
+        return stratified_split(_dataset(spec, _stem(spec.path), found), spec.test_fraction, spec.split_seed)
+    test = folder.find(spec.test_path, form)
+    folder.same_classes(spec.path, found, spec.test_path, test)
+    parts = tuple(_dataset(spec, _stem(spec.path), part) for part in (found, test))
+    _check_alike(spec, *parts)
+    return parts
+
+
+def _npz(spec: DataSpec) -> tuple[Dataset, Dataset]:
+    """The arrays of a .npz file, as they are."""
+    found, test = folder.read_npz(spec.path)
+    if spec.test_path and test is not None:
+        raise UserError(f"{spec.path} holds test images of its own; leave test_path out")
+    if spec.test_path:
+        test, _ = folder.read_npz(spec.test_path)
+        folder.same_classes(spec.path, found, spec.test_path, test)
+    if test is None:
+        return stratified_split(Dataset(_stem(spec.path), *found), spec.test_fraction, spec.split_seed)
+    parts = tuple(Dataset(_stem(spec.path), *part) for part in (found, test))
+    _check_alike(spec, *parts)
+    return parts
+
+
+def _clothing1m(spec: DataSpec) -> tuple[Dataset, Dataset]:
+    """Clothing-1M: noisy training images, clean test images, and the other clean ones as the reference."""
+    parts = clothing1m.find(spec.path, _form(spec))
+    train, test, reference = (_dataset(spec, "clothing1m", part) for part in parts[:3])
+    pairs = parts.pairs if len(parts.pairs) else None
+    return dataclasses.replace(train, clean=False, reference=reference, pairs=pairs), test
+
+
+def _form(spec: DataSpec) -> Form:
+    if spec.channels not in (1, 3):
+        raise UserError(f"channels must be 1 (grey) or 3 (RGB), got {spec.channels}")
+    return Form(spec.image_size, spec.channels)
+
+
+def _dataset(spec: DataSpec, name: str, found: Found) -> Dataset:
+    """Loads images, or leaves them where they are; those that cannot be decoded are left out if so asked."""
+    images, labels = stream.Streamed(found.images), found.labels
+    if spec.on_corrupt == "skip":
+        kept = stream.readable(found.images, name)
+        images, labels = images.part(kept), labels[kept]
+        folder.check_pairs_of_images(spec.path, labels, found.class_names)
+    return Dataset(name, images if spec.stream else stream.loaded(images, name), labels, found.class_names)
+
+
+def _check_alike(spec: DataSpec, train: Dataset, test: Dataset) -> None:
+    if test.images.shape[1:] != train.images.shape[1:]:
+        raise UserError(
+            f"{spec.test_path or spec.path} holds test images of shape {test.images.shape[1:]}, but training images of "
+            f"{train.images.shape[1:]}; bring both to one form"
+        )
 
 
 def _archive_labels(archive: Archive, labels_path: str) -> np.ndarray:
@@ -147,9 +233,16 @@ def archive_labels(spec: DataSpec, labels_path: str) -> np.ndarray:
 
 
 def _prepared(spec: DataSpec) -> tuple[Dataset, Dataset]:
-    """The images that TensorFlow Datasets or `data.prepare` has prepared, all in memory."""
-    train, test = tfds_store.open_splits(spec.name, spec.path, spec.image_size)
-    return tuple(Dataset(spec.name, *part.load(), part.class_names) for part in (train, test))
+    """The images that TensorFlow Datasets or `data.prepare` has prepared."""
+    parts = tfds_store.open_splits(spec.name, spec.path, spec.image_size)
+    return tuple(Dataset(spec.name, *_contents(part, spec.stream), part.class_names) for part in parts)
+
+
+def _contents(part: tfds_store.Split, streamed: bool) -> tuple[Images, np.ndarray]:
+    """Images and labels of a split, all of them decoded or, streamed, none."""
+    if not streamed:
+        return part.load()
+    return stream.Streamed(part), part.columns(("label",))["label"].astype(np.int32)
 
 
 def _synthetic(spec: DataSpec) -> tuple[Dataset, Dataset]:
@@ -157,35 +250,35 @@ def _synthetic(spec: DataSpec) -> tuple[Dataset, Dataset]:
     for field in ("image_size", "channels", "num_classes", "num_images"):
         if getattr(spec, field) < 1:
             raise UserError(f"the dataset 'synthetic' needs {field} >= 1, got {getattr(spec, field)}")
-    sequence = np.random.SeedSequence(0, spawn_key=(_SYNTHETIC_STREAM,))
-    generator = np.random.Generator(np.random.PCG64(sequence))
-    labels = np.arange(spec.num_images, dtype=np.int32) % spec.num_classes
-    images = np.stack([_grating(y, spec, generator) for y in labels.tolist()])
+    images, labels = synthetic.gratings(spec.num_images, spec.num_classes, spec.image_size, spec.channels)
     whole = Dataset("synthetic", images, labels, tuple(str(y) for y in range(spec.num_classes)))
     return stratified_split(whole, spec.test_fraction, spec.split_seed)
-
-
-def _grating(y: int, spec: DataSpec, generator: np.random.Generator) -> np.ndarray:
-    """An image uint8 [H, W, C] of class y, at a random phase: arithmetic that every platform rounds alike."""
-    size, angles = spec.image_size, math.isqrt(spec.num_classes - 1) + 1
-    frequencies = -(-spec.num_classes // angles)
-    angle = math.pi * (y % angles) / angles
-    cycles = 1 + (size / 4 - 1) * (y // angles) / frequencies  # an image; up to half the Nyquist frequency
-    rows, columns = np.mgrid[:size, :size] / size
-    position = cycles * (rows * math.sin(angle) + columns * math.cos(angle)) + generator.random()
-    wave = np.abs(position % 1 - 0.5) * 4 - 1  # a triangle wave in [-1, 1]
-    turns = [y / spec.num_classes + c / spec.channels for c in range(spec.channels)]
-    colour = np.array([math.cos(2 * math.pi * turn) for turn in turns])
-    noise = generator.random((size, size, spec.channels)) - 0.5
-    return np.rint(127.5 + 50 * wave[..., None] + 50 * colour + 40 * noise).astype(np.uint8)
 
 
 # name -> function returning (train, test)
 SOURCES: dict[str, Callable[[DataSpec], tuple[Dataset, Dataset]]] = {
     "archive": _archive,
+    "clothing1m": _clothing1m,
     "digits": _digits,
+    "folder": _folder,
+    "npz": _npz,
     "synthetic": _synthetic,
     **dict.fromkeys(tfds_store.IMAGES, _prepared),
+}
+# name -> what its path is
+FROM_FILES = {
+    "archive": "a folder or zip file of images",
+    "clothing1m": "the folder of Clothing-1M as unpacked",
+    "folder": "a folder or zip file of class folders",
+    "npz": "a .npz file of images and labels",
+}
+# field -> the only sources that read it
+_READERS = {
+    "path": (*FROM_FILES, *tfds_store.IMAGES),
+    "test_path": ("archive", "folder", "npz"),
+    "labels_path": ("archive",),
+    "stream": ("archive", "clothing1m", "folder", *tfds_store.IMAGES),
+    "on_corrupt": ("clothing1m", "folder"),
 }
 
 
@@ -220,7 +313,7 @@ def _in_test(labels: np.ndarray, class_names: tuple[str, ...], test_fraction: fl
 
 def subset(dataset: Dataset, chosen: np.ndarray) -> Dataset:
     """Returns the examples that a mask or indices choose."""
-    return dataclasses.replace(dataset, images=dataset.images[chosen], labels=dataset.labels[chosen])
+    return dataclasses.replace(dataset, images=part_of(dataset.images, chosen), labels=dataset.labels[chosen])
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
@@ -238,17 +331,23 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     return np.rint(np.clip((images + 1) * 127.5, 0, 255)).astype(np.uint8)
 
 
-def images_hash(images: np.ndarray) -> str:
-    """Returns the SHA-256 of the shape, dtype and bytes of images [N, H, W, C], in order."""
-    return _sha256(images, [np.ascontiguousarray(images)])
+def images_hash(images: Images) -> str:
+    """Returns the SHA-256 of the shape, dtype and bytes of images [N, H, W, C], in order.
+
+    Of streamed images it is one of their digests, so that a million files need not be decoded at every start.
+    """
+    streamed = stream.is_streamed(images)
+    return _sha256(images, images.digests() if streamed else [np.ascontiguousarray(images)])
 
 
-def images_set_hash(images: np.ndarray) -> str:
+def images_set_hash(images: Images) -> str:
     """Returns a SHA-256 of images [N, H, W, C] that every reordering of the N images shares."""
+    if stream.is_streamed(images):
+        return _sha256(images, sorted(images.digests()))
     return _sha256(images, sorted(hashlib.sha256(image.tobytes()).digest() for image in images))
 
 
-def _sha256(images: np.ndarray, parts: Iterable[bytes | np.ndarray]) -> str:
+def _sha256(images: Images, parts: Iterable[bytes | np.ndarray]) -> str:
     content = hashlib.sha256(f"{images.dtype.str} {images.shape}\n".encode())
     for part in parts:
         content.update(part)

@@ -37,7 +37,7 @@ def class_rows(images: np.ndarray, labels: np.ndarray, rows: int, columns: int) 
 
     Fewer columns where every class has fewer images. Shapes: images uint8 [N,H,W,C], labels int [N].
     """
-    chosen = [images[labels == y][:columns] for y in range(rows)]
+    chosen = [images[np.flatnonzero(labels == y)[:columns]] for y in range(rows)]
     width = max(len(row) for row in chosen)  # a class that nobody was given as a label leaves its row black
     return np.stack([np.pad(row, [(0, width - len(row)), (0, 0), (0, 0), (0, 0)]) for row in chosen])
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tdsm_jax.data.sources import to_float
+from tdsm_jax.data.stream import Images
 from tdsm_jax.networks.classifier import Classifier
 from tdsm_jax.training.classifier import classify
 from tdsm_jax.training.parallel import DataMesh, in_batches, per_device
@@ -15,7 +16,7 @@ from tdsm_jax.training.state import Params
 BATCH_SIZE = 512  # bounds the memory of a look
 
 
-def look(network: Classifier, params: Params, images: np.ndarray, mesh: DataMesh) -> tuple[np.ndarray, np.ndarray]:
+def look(network: Classifier, params: Params, images: Images, mesh: DataMesh) -> tuple[np.ndarray, np.ndarray]:
     """Returns the predicted classes [N] and features [N,D] of uint8 images [N,H,W,C], seen by all devices."""
 
     def see(batch: dict) -> tuple[jax.Array, jax.Array]:

@@ -90,7 +90,7 @@ def _headline(report: Report, missing: Sequence[str]) -> str:
     words = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in WORDS.items())
     return (
         f"{page.header(report.title, _summary(report))}{_big_numbers(report)}"
-        f'<p class="note">{escape(_what_is_missing(report.methods, missing))}</p>'
+        f'<p class="note">{escape(_what_is_missing(report, missing))}</p>'
         f"<details><summary>The words on this page</summary><dl>{words}</dl></details>"
     )
 
@@ -99,7 +99,7 @@ def _summary(report: Report) -> str:
     noise = report.config.get("label_noise", {})
     kind, rate = noise.get("kind") or "none", noise.get("rate")
     share = f"{100 * rate:.0f} % " if is_number(rate) else ""
-    what = "labels used as given" if kind == "none" else f"{share}{NOISE.get(kind, kind)} label noise"
+    what = "labels used as given" if kind in ("none", "given") else f"{share}{NOISE.get(kind, kind)} label noise"
     K = len(report.class_names)
     trained = f" Compared: {', '.join(map(label, report.methods))}." if report.methods else ""
     return f"{K} {'class' if K == 1 else 'classes'}, {what}.{trained}"
@@ -107,7 +107,7 @@ def _summary(report: Report) -> str:
 
 def _big_numbers(report: Report) -> str:
     methods = report.methods
-    if not methods:
+    if not any("label_fidelity" in values for values in methods.values()):
         return ""
     cards = "".join(
         f'<div class="card"><div><b>{sections.swatch(m)}{escape(label(m))}</b>'
@@ -141,9 +141,11 @@ def _recovery_bar(methods: Mapping[str, Mapping[str, Any]], method: str) -> str:
     )
 
 
-def _what_is_missing(methods: Mapping[str, Mapping[str, Any]], missing_sections: Sequence[str]) -> str:
+def _what_is_missing(report: Report, missing_sections: Sequence[str]) -> str:
+    methods, as_given = report.methods, report.metrics.get("labels_as_given", "")
     absent = [m for m in _MAIN_METHODS if m not in methods]
-    said = [f"Not evaluated in this run: {', '.join(map(label, absent))}."] if absent else []
+    said = [as_given] if as_given else []
+    said += [f"Not evaluated in this run: {', '.join(map(label, absent))}."] if absent else []
     if {"dsm", "clean"} & set(absent):
         said.append("Recovery needs both DSM and Clean, so there is none.")
     elif "label_fidelity" in methods.get("tdsm", {}).get("recovery", {}):

@@ -36,8 +36,11 @@ def markdown(runs: list[dict]) -> str:
 
 
 def cells(rows: Sequence[dict]) -> list[str]:
-    """Returns mean and spread over runs of each of `COLUMNS`; each row holds the metrics of one run."""
-    return [spread([row[metric] for row in rows], digits) for metric, (_, digits) in COLUMNS.items()]
+    """Returns mean and spread over runs of `COLUMNS` over rows, the metrics of a run each; "" where one lacks it."""
+    return [
+        spread([row[metric] for row in rows], digits) if all(metric in row for row in rows) else ""
+        for metric, (_, digits) in COLUMNS.items()
+    ]
 
 
 def grid(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -64,7 +64,7 @@ def counts(evidence: Evidence, smooth: Smooth = lambda c: frequencies(c, pseudo=
 
     A class without a clean image raises `UserError`. The subset need not follow the class prior.
     """
-    joint = _count(evidence.clean_labels, evidence.y_tilde[evidence.clean_index], evidence.num_classes)
+    joint = evidence.clean_joint
     absent = np.flatnonzero(joint.sum(axis=1) == 0)
     if len(absent):
         raise UserError(f"no clean image of class {absent[0]} is given; every class needs at least one")
@@ -193,7 +193,7 @@ def _consensus(fit: Callable[[np.ndarray, int], Fit]) -> Estimator:
     return Estimator(lambda e: _of_fit(fit(consensus_labels(e.features, e.y_tilde), e.num_classes), e), ("features",))
 
 
-_SUBSET, _NOISY = ("clean_index", "clean_labels"), ("noisy_posterior",)
+_SUBSET, _NOISY = ("clean_labels",), ("noisy_posterior",)
 ESTIMATORS: dict[str, Estimator] = {
     "counts": Estimator(counts, _SUBSET),
     "counts_shrunk": Estimator(lambda e: counts(e, shrunk), _SUBSET),

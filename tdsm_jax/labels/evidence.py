@@ -26,6 +26,7 @@ class Evidence:
     features: np.ndarray | None = None  # [N,D], in which neighbours share their clean class
     clean_index: np.ndarray | None = None  # int [M], the images whose clean label is known
     clean_labels: np.ndarray | None = None  # int [M], those labels
+    clean_given: np.ndarray | None = None  # int [M], instead of clean_index: noisy labels of M images beside the N
 
     def __post_init__(self):
         if self.num_classes < 2:
@@ -36,9 +37,11 @@ class Evidence:
                 object.__setattr__(self, field, self._posterior(field))
         if self.features is not None:
             self._check_features()
-        if (self.clean_index is None) != (self.clean_labels is None):
+        if self.clean_given is not None:
+            self._check_pairs()
+        elif (self.clean_index is None) != (self.clean_labels is None):
             raise UserError("a clean subset needs both clean_index and clean_labels")
-        if self.clean_index is not None:
+        elif self.clean_index is not None:
             self._check_subset()
 
     def _check_noisy_labels(self) -> None:
@@ -77,6 +80,22 @@ class Evidence:
             )
         if not np.isfinite(self.features).all():
             raise UserError("features have entries that are not finite numbers")
+
+    @property
+    def clean_joint(self) -> np.ndarray:
+        """How often each clean class (row) was given each noisy label (column) in the clean subset, [K,K]."""
+        noisy = self.y_tilde[self.clean_index] if self.clean_given is None else self.clean_given
+        joint = np.zeros((self.num_classes, self.num_classes))
+        np.add.at(joint, (self.clean_labels, noisy), 1)
+        return joint
+
+    def _check_pairs(self) -> None:
+        if self.clean_index is not None or self.clean_labels is None:
+            raise UserError("clean_given goes with clean_labels, and without clean_index")
+        _check_integers("clean_labels", self.clean_labels, self.num_classes)
+        _check_integers("clean_given", self.clean_given, self.num_classes)
+        if len(self.clean_given) != len(self.clean_labels):
+            raise UserError(f"{len(self.clean_labels)} clean labels do not match {len(self.clean_given)} noisy ones")
 
     def _check_subset(self) -> None:
         _check_integers("clean_index", self.clean_index, len(self.y_tilde))

@@ -13,7 +13,8 @@ import numpy as np
 from absl import logging
 
 from tdsm_jax import files
-from tdsm_jax.data.batches import batch_indices
+from tdsm_jax.data import stream
+from tdsm_jax.data.batches import batch_indices, evenly
 from tdsm_jax.data.sources import to_float
 from tdsm_jax.diffusion.objectives import add_noise
 from tdsm_jax.diffusion.process import EDM
@@ -26,6 +27,7 @@ from tdsm_jax.training.parallel import DataMesh
 from tdsm_jax.training.state import Params, flatten_params, initial_state, initial_variables, unflatten_params
 
 HELD_OUT_BATCH = 1024  # bounds the memory of a look at the held-out images
+HELD_OUT_BYTES = 2**32  # of held-out images under noise; of more images an even share is looked at
 KEPT_STEPS = 32  # compiled steps that wait for another fit of the same settings
 
 
@@ -35,7 +37,7 @@ class Labelled(NamedTuple):
     None: no label is.
     """
 
-    images: np.ndarray
+    images: stream.Images
     labels: np.ndarray
     clean: np.ndarray | None = None
 
@@ -167,6 +169,7 @@ def train(
         mesh=mesh,
         directory=directory,
         evaluate=evaluate,
+        ahead=stream.is_streamed(data.images),
     )
     return Trained(state, seen, log_S_of)
 
@@ -188,8 +191,9 @@ def initial_params(settings: FitSettings, image_shape: tuple[int, ...], key: jax
 
 def make_held_out(settings: FitSettings, held_out: Labelled, key: jax.Array, mesh: DataMesh) -> HeldOut:
     """Returns the held-out images at fixed noise, ready to be looked at with any parameters, a batch at a time."""
-    x0, N = to_float(held_out.images), len(held_out.images)
     draws = settings.held_out_draws if settings.process else 1
+    held_out = even_share(held_out, HELD_OUT_BYTES // (4 * draws))
+    x0, N = to_float(held_out.images), len(held_out.images)
     x_t, sigma = [x0], [np.zeros(N, np.float32)]
     if settings.process is not None:
         keys = [jax.random.split(jax.random.fold_in(key, draw)) for draw in range(draws)]
@@ -211,6 +215,12 @@ def make_held_out(settings: FitSettings, held_out: Labelled, key: jax.Array, mes
         return jnp.asarray(parallel.in_batches(see, rows_of, mesh, len(x_t), HELD_OUT_BATCH, stoppable=False))
 
     return HeldOut(logits, jnp.asarray(sigma), jnp.tile(jnp.asarray(held_out.labels), draws), draws)
+
+
+def even_share(data: Labelled, most_values: int) -> Labelled:
+    """Returns the examples, in memory; where they hold more than `most_values` pixel values, evenly spread ones."""
+    index = evenly(len(data.images), max(1, most_values // math.prod(data.images.shape[1:])))
+    return Labelled(data.images[index], data.labels[index])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -259,7 +269,7 @@ def calibrated(settings: FitSettings, logits: jax.Array, seen: HeldOut, log_S: j
 def with_clean(data: Labelled, more: Labelled) -> Labelled:
     """Returns both sets as one, in which the labels of `more` are known to be clean."""
     clean = np.arange(len(data.labels) + len(more.labels)) >= len(data.labels)
-    return Labelled(*(np.concatenate(both) for both in zip(data[:2], more[:2], strict=True)), clean)
+    return Labelled(stream.joined(data.images, more.images), np.concatenate((data.labels, more.labels)), clean)
 
 
 def read_samples(path: str | os.PathLike, image_shape: tuple[int, ...], num_classes: int) -> Labelled:

@@ -1,5 +1,6 @@
 """The training loop, of classifiers and score networks alike: resume, step, log, evaluate, save."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from tdsm_jax import hosts
+from tdsm_jax.data import stream
 from tdsm_jax.errors import Stopped, UserError
 from tdsm_jax.training import parallel
 from tdsm_jax.training.checkpoint import Checkpoints
@@ -58,12 +60,14 @@ def run(
     mesh: parallel.DataMesh,
     directory: pathlib.Path | None = None,
     evaluate: Callable[[Any], tuple[Any, dict]] | None = None,
+    ahead: bool = False,
 ) -> Any:
     """Returns the state after `schedule.steps` steps.
 
     With a `directory`, checkpoints and metrics are kept there, and a run that finds checkpoints goes on from
     the newest good one to the very state and log an uninterrupted run reaches. `evaluate` may replace the state (to
-    remember the best parameters). A non-finite loss raises `Diverged` with its step, before anything is saved; a
+    remember the best parameters). With `ahead`, threads make the batches of the next steps while the devices
+    work on one: the same batches. A non-finite loss raises `Diverged` with its step, before anything is saved; a
     request to stop (SIGTERM) raises `Stopped` once the state is saved.
     """
     state, key = parallel.replicate((state, key), mesh)
@@ -76,19 +80,20 @@ def run(
     pending = Pending(label, checkpoints.notes(start) if checkpoints and start else {})
     log = MetricLog(directory, resume_step=start) if directory else None
 
-    def batch_of(step: int) -> dict[str, jax.Array]:
-        """Puts this host's rows of the batches of a call that ends at `step` on its devices."""
+    def rows_of(step: int) -> dict[str, np.ndarray]:
+        """Returns this host's rows of the batches of a call that ends at `step`."""
         if per_call == 1:
-            return parallel.feed(batches(step - 1, rows), mesh)
+            return batches(step - 1, rows)
         several = [batches(number, rows) for number in range(step - per_call, step)]
-        stacked = {name: np.stack([batch[name] for batch in several]) for name in several[0]}
-        return parallel.feed(stacked, mesh, per_call)
+        return {name: np.stack([batch[name] for batch in several]) for name in several[0]}
 
     per_call, rows, stopping = schedule.steps_a_call, mesh.rows(batch_size), False
+    calls = range(start + per_call, schedule.steps + 1, per_call)
+    making = stream.ahead(rows_of, calls) if ahead else contextlib.nullcontext(map(rows_of, calls))
     try:
-        with Progress(label, schedule.steps, batch_size, initial_step=start) as progress:
-            for step in range(start + per_call, schedule.steps + 1, per_call):
-                state, metrics = step_fn(state, batch_of(step), key)
+        with making as made, Progress(label, schedule.steps, batch_size, initial_step=start) as progress:
+            for step, batch in zip(calls, made, strict=True):
+                state, metrics = step_fn(state, parallel.feed(batch, mesh, per_call), key)
                 pending.add(metrics)
                 last, shown = step == schedule.steps, {}
                 if step % schedule.log_every == 0 or last:
