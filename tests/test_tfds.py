@@ -26,6 +26,7 @@ from tdsm_jax.data import (
     tfds_store,
 )
 from tdsm_jax.data.sources import DataSpec
+from tdsm_jax.data.stream import is_streamed
 from tdsm_jax.errors import UserError
 from tdsm_jax.run_data import RunData
 from test_main import call
@@ -112,6 +113,16 @@ def test_single_images_are_those_of_the_whole(prepared, name, file_format):
     for index in (0, 7, len(split) // 2, len(split) - 1):
         np.testing.assert_array_equal(split.read(index), images[index])
     np.testing.assert_array_equal(split.columns(["label"])["label"], labels)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_streamed_images_are_those_in_memory(prepared, file_format):
+    whole, _ = sources.load(spec(prepared, "cifar10", file_format))
+    streamed, _ = sources.load(spec(prepared, "cifar10", file_format, stream=True))
+    assert is_streamed(streamed.images) and streamed.class_names == whole.class_names
+    chosen = np.array([7, 0, len(whole.labels) - 1, 7])
+    np.testing.assert_array_equal(streamed.images[chosen], whole.images[chosen])
+    np.testing.assert_array_equal(streamed.labels, whole.labels)
 
 
 def test_digits_get_a_black_margin(prepared):
