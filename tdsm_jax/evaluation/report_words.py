@@ -40,6 +40,23 @@ METRICS = {  # key -> (label, factor to the unit in the label, +1 if higher is b
     "cw_density": ("Class-wise density", 1, 1, "density within each class, averaged."),
     "cw_coverage": ("Class-wise coverage, %", 100, 1, "coverage within each class, averaged."),
 }  # fmt: skip
+JUDGES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}  # beside the small judge, whose metrics carry no name
+EXTRACTORS = {"inception": "Inception", "clip": "CLIP"}
+
+
+def _variant(key: str, of: str) -> tuple[str, int, int, str]:
+    name, factor, direction, meaning = METRICS[key]
+    words, percents, _ = name.partition(", %")
+    return f"{words} ({of}){percents}", factor, direction, meaning
+
+
+_LABELS = ("label_fidelity", "label_fidelity_worst_class", "cas", "cas_worst_class")
+_DISTANCES = tuple(key for key in METRICS if key not in _LABELS)
+METRICS |= {
+    f"{key.removesuffix('_worst_class')}_{judge}{'_worst_class' * key.endswith('_worst_class')}": _variant(key, of)
+    for judge, of in JUDGES.items()
+    for key in _LABELS
+} | {f"{name}_{key}": _variant(key, of) for name, of in EXTRACTORS.items() for key in _DISTANCES}
 PER_CLASS = {  # key -> (label, factor to the unit in the label)
     "label_fidelity_per_class": ("label fidelity, %", 100),
     "cas_per_class": ("CAS, %", 100),
@@ -69,6 +86,12 @@ NOISE = {
     "matrix": "given",
     "instance": "instance-dependent",
 }
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a method's metrics with those of a feature extractor under "<extractor>_<metric>"."""
+    inner = {f"{name}_{key}": value for name in EXTRACTORS for key, value in values.get(name, {}).items()}
+    return {key: value for key, value in values.items() if key not in EXTRACTORS} | inner
 
 
 def ordered(names: Iterable[str]) -> list[str]:
