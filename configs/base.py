@@ -166,7 +166,12 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "grid_rows": 20,
             },
             "evaluation": {
-                "widths": (32, 64),
+                # that see labels and that CAS trains: stages (the small one), resnet18, resnet50
+                "classifiers": ("stages",),
+                # whose distances count: judge (stages); inception:FILE.pth, clip:FOLDER, ... (tdsm_jax/extractors.py)
+                "features": ("judge",),
+                "nearest": 5,  # k of density and coverage
+                "widths": (32, 64),  # of stages, as all that follows up to the next two
                 "hidden": 128,
                 "dropout": 0.2,
                 "steps": 500,
@@ -179,7 +184,26 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "clip_norm": 0.0,  # 0: off
                 "decay_images": (),  # from these on, the learning rate is multiplied by
                 "decay_factors": (),  # these, not cumulatively
-                "nearest": 5,  # k of density and coverage
+                # Adam throughout. Published (Na et al. 2024) are the network and batch of resnet50; its lengths, rates
+                # and changes of images are ours, and so is all of resnet18: 100 epochs of 50,000 images.
+                "resnet18": {
+                    "width": 64,  # of the first stage
+                    "steps": 39_063,
+                    "batch_size": 128,
+                    "learning_rate": 1e-3,
+                    "decay_images": (3_000_000, 4_000_000),
+                    "decay_factors": (0.1, 0.01),
+                    "light": (0.06, 0.0, 0.0),  # as in section classifier
+                },
+                "resnet50": {
+                    "width": 64,
+                    "steps": 33_334,
+                    "batch_size": 150,
+                    "learning_rate": 1e-3,
+                    "decay_images": (3_000_000, 4_000_000),
+                    "decay_factors": (0.1, 0.01),
+                    "light": (0.06, 0.0, 0.0),
+                },
             },
             "robust_losses": {  # the task of that name: classifiers of clean images on noisy labels
                 "losses": (

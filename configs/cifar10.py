@@ -24,6 +24,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     config, chosen = edm.recipe(arguments, "cifar10")
     config.label_noise.table = "cifar10"
     config.classifier.update(network="resnet18", widths=(64,))
+    config.evaluation.classifiers = ("stages", "resnet18", "resnet50")
     if chosen.smoke:
         edm.shrink(config, channels=3, num_classes=10)
         config.classifier.widths = (8,)

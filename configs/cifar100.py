@@ -25,6 +25,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     config.label_noise.table = "cifar100"
     config.classifier.update(network="resnet34", widths=(64,))
     config.sampling.per_class = 500
+    config.evaluation.classifiers = ("stages", "resnet18", "resnet50")
     if chosen.smoke:
         edm.shrink(config, channels=3, num_classes=100)
         config.classifier.update(network="resnet18", widths=(8,))

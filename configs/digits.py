@@ -7,7 +7,7 @@ python -m tdsm_jax.main --config=configs/digits.py:smoke --workdir=runs/smoke
 
 import ml_collections
 
-from tdsm_jax.config import MATRICES, as_published, base_config, parse_arguments
+from tdsm_jax.config import JUDGES, MATRICES, as_published, base_config, parse_arguments
 
 
 def get_config(arguments: str = "") -> ml_collections.ConfigDict:
@@ -53,4 +53,6 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     config.score.update(steps=20, batch_size=64)
     config.sampling.update(per_class=8, steps=4, batch_size=40)
     config.evaluation.update(widths=(8,), hidden=32, steps=30, batch_size=64)
+    for judge in JUDGES:
+        config.evaluation[judge].update(width=4, steps=2, batch_size=64)
     config.logging.update(log_every=5, save_every=10)

@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from tdsm_jax.config import MATRICES, as_published, base_config, parse_arguments
+from tdsm_jax.config import JUDGES, MATRICES, as_published, base_config, parse_arguments
 from tdsm_jax.errors import UserError
 
 IMAGES = 200_000_000  # of the score network's training
@@ -110,5 +110,7 @@ def shorten(config: ml_collections.ConfigDict) -> None:
     config.classifier.update(steps=4, batch_size=16, evaluate_every=2, folds=min(2, config.classifier.folds))
     config.score.update(steps=4, batch_size=16)
     config.sampling.update(per_class=2, steps=2, batch_size=20)
-    config.evaluation.update(widths=(8,), hidden=16, steps=4, batch_size=16, nearest=1)
+    config.evaluation.update(classifiers=("stages",), widths=(8,), hidden=16, steps=4, batch_size=16, nearest=1)
+    for judge in JUDGES:
+        config.evaluation[judge].update(width=4, steps=2, batch_size=16)
     config.logging.update(log_every=2, save_every=2)

@@ -7,6 +7,7 @@ from tdsm_jax import config as configuration
 from tdsm_jax.data import stream
 from tdsm_jax.diffusion.process import EDM, Process
 from tdsm_jax.errors import UserError
+from tdsm_jax.evaluation.measure import NEAREST
 from tdsm_jax.labels import corruption, transition
 from tdsm_jax.networks.resnet import BLOCKS
 from tdsm_jax.run import Run
@@ -74,6 +75,7 @@ def check_generation(run: Run) -> None:
             f"config key evaluation.nearest={run.config.evaluation.nearest} must be below the {smallest} "
             f"{'training' if run.labels_are_clean else 'reference'} images of the smallest class"
         )
+    check_evaluation(run, smallest)
     if min(np.bincount(run.test_set.labels, minlength=run.num_classes)) < 2:
         raise UserError("the test set needs two images of each class; raise config key data.test_fraction")
     if run.known_S is not None:
@@ -87,6 +89,22 @@ def check_generation(run: Run) -> None:
         )
     if run.config.transition.estimator == "file":
         transition.check_invertible(run.given_S, run.config.transition.condition_limit)
+
+
+def check_evaluation(run: Run, smallest: int) -> None:
+    """Raises `UserError` where judges lack true classes, or extractors the images that neighbours are sought among."""
+    if configuration.resnet_judges(run.config) and run.reference is None:
+        raise UserError(
+            "config key evaluation.classifiers: judges learn true classes, which nobody knows here; "
+            "give checked images as config key data.test_path, or leave all but stages out"
+        )
+    if configuration.extractors(run.config):
+        few = min(smallest, run.config.sampling.per_class, *np.bincount(run.test_set.labels))
+        if few <= max(NEAREST):
+            raise UserError(
+                f"config key evaluation.features compares images with {max(NEAREST)} neighbours of their class, but some "
+                f"class has {few} real, test or generated images (sampling.per_class); more are needed"
+            )
 
 
 def check_initial(run: Run) -> None:

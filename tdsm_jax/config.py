@@ -13,11 +13,12 @@ from tdsm_jax.data.label_files import DRAWN, GIVEN
 from tdsm_jax.diffusion.mixture import RULES
 from tdsm_jax.diffusion.process import PROCESSES
 from tdsm_jax.errors import UserError, did_you_mean
+from tdsm_jax.evaluation.report_words import EXTRACTORS
 from tdsm_jax.labels.correction import CORRECTIONS
 from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.labels.losses import LOSSES
 from tdsm_jax.labels.weights import WEIGHTS
-from tdsm_jax.networks.resnet import BLOCKS
+from tdsm_jax.networks.resnet import BLOCKS, JUDGES
 from tdsm_jax.networks.unet import ATTENTIONS, STYLES
 from tdsm_jax.training.calibration import CRITERIA
 from tdsm_jax.training.parallel import BACKENDS
@@ -124,6 +125,26 @@ def reads_noisy_posterior(config: Any) -> bool:
     return not learnt.isdisjoint(needs)
 
 
+def small_judge(config: Any) -> bool:
+    """Says whether a config asks for the small judge: for its verdicts or for its features, it measures both."""
+    return "stages" in config.evaluation.classifiers or "judge" in config.evaluation.features
+
+
+def resnet_judges(config: Any) -> list[str]:
+    """Returns the names of the larger classifiers that a config asks for."""
+    return [name for name in JUDGES if name in config.evaluation.classifiers]
+
+
+def extractors(config: Any) -> list[str]:
+    """Returns the feature extractors that a config asks for, "kind:path"."""
+    return [spec for spec in config.evaluation.features if spec != "judge"]
+
+
+def extractor_name(spec: str) -> str:
+    """Returns the name that an extractor's results stand under: "inception" of "inception:weights.pth"."""
+    return spec.partition(":")[0]
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Returns {dotted key: value} of a nested config or dictionary."""
     flat = {}
@@ -152,7 +173,15 @@ def as_published(config: ml_collections.ConfigDict) -> None:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises `UserError` for the first key whose value cannot work."""
-    for check in (_check_choices, _check_numbers, _check_widths, _check_combinations, _check_robust_losses):
+    checks = (
+        _check_choices,
+        _check_numbers,
+        _check_widths,
+        _check_combinations,
+        _check_evaluation,
+        _check_robust_losses,
+    )
+    for check in checks:
         check(config)
 
 
@@ -250,6 +279,23 @@ def _check_given(config: ml_collections.ConfigDict) -> None:
         raise UserError("config key methods: clean trains on true labels, which label_noise.kind=given has none of")
 
 
+def _check_evaluation(config: ml_collections.ConfigDict) -> None:
+    e = config.evaluation
+    for key in ("classifiers", "features"):
+        if not e[key] or len(set(map(extractor_name, e[key]))) != len(e[key]):
+            raise UserError(f"config key evaluation.{key}: name each kind once, at least one, got {e[key]}")
+    for spec in extractors(config):
+        kind, _, path = spec.partition(":")
+        if kind not in EXTRACTORS:
+            valid = ("judge", *EXTRACTORS)
+            raise UserError(f"config key evaluation.features: {kind!r} is not a choice{did_you_mean(kind, valid)}")
+        if not path:
+            raise UserError(f"config key evaluation.features: {kind} needs its weights, written {kind}:PATH")
+    for name in JUDGES:
+        if len(e[name].light) != 3:
+            raise UserError(f"config key evaluation.{name}.light={e[name].light}: three spreads")
+
+
 def _check_robust_losses(config: ml_collections.ConfigDict) -> None:
     r = config.robust_losses
     for name in ("losses", "networks", "noises", "seeds"):
@@ -278,6 +324,7 @@ _CHOICES = {
     "transition.features": ("pixels", "network"),
     "transition.prior": ("estimated", "uniform"),
     "classifier.network": ("stages", "cnn", *BLOCKS),
+    "evaluation.classifiers": ("stages", *JUDGES),
     "classifier.loss": ("forward", "elr", *LOSSES),
     "classifier.calibration": CRITERIA,
     "mixture.rule": TDSM_RULES,

@@ -19,7 +19,7 @@ from tdsm_jax.errors import UserError, did_you_mean
 
 STAGES = (
     "labels", "noisy_classifier", "estimate", "classifier", "transition", "posterior",
-    "refine", "score", "sample", "judge", "measure", "fit", "report",
+    "refine", "score", "sample", "judge", "references", "measure", "fit", "report",
 )  # fmt: skip
 
 

@@ -1,12 +1,15 @@
 """Which units a config asks for: what each reads, needs and makes."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from tdsm_jax import config as configuration
 from tdsm_jax import files, label_stages, model_stages, paths, refinement, results, robust_losses
+from tdsm_jax.data.edm_zip import fingerprint
 from tdsm_jax.data.label_files import GIVEN
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.estimators import ESTIMATORS
@@ -14,10 +17,16 @@ from tdsm_jax.pipeline import Unit
 from tdsm_jax.run import Run
 from tdsm_jax.training import checkpoint
 from tdsm_jax.training.manifests import manifest_of
+from tdsm_jax.training.state import Optimisation
 
 _EDM = tuple(f"process.{key}" for key in ("P_mean", "P_std", "sigma_data", "sigma_min"))  # what classifiers see
 _ESTIMATE_READS = tuple(
     f"transition.{key}" for key in ("estimator", "condition_limit", "clean_per_class", "features", "start")
+)
+
+_JUDGE = tuple(  # what concerns the small judge of section evaluation
+    f"evaluation.{key}"
+    for key in ("widths", "hidden", "dropout", "steps", "nearest", *(f.name for f in dataclasses.fields(Optimisation)))
 )
 
 
@@ -118,19 +127,50 @@ def _given(path: str) -> dict[str, str]:
 
 
 def _result_units(run: Run) -> list[Unit]:
-    reads, methods = ("seed", "data", "evaluation"), run.config.methods
-    measures = []
-    for m in methods:
-        makes = (f"measures/{m}", f"measures/{m}/metrics.json")
-        measures.append(_unit(run, f"measure/{m}", results.measure, reads, ("judge", f"sample/{m}"), makes, m))
-    # Where labels are as given the judge learns other images, or other labels.
-    as_given = () if run.config.label_noise.kind != GIVEN else ("label_noise.kind",)
+    config, judging, measures = run.config, [], []
+    # Where labels are as given judges learn other images, or other labels.
+    data = ("seed", "data", *(("label_noise.kind",) if config.label_noise.kind == GIVEN else ()))
+    if configuration.small_judge(config):
+        reads = (*data, *_JUDGE)
+        made = ("judge", "judge/judge.npz", "references/judge.npz")
+        judging.append(_unit(run, "judge", results.fit_judge, reads, (), made))
+        for m in config.methods:
+            makes = (f"measures/{m}", f"measures/{m}/metrics.json")
+            measures.append(_unit(run, f"measure/{m}", results.measure, reads, ("judge", f"sample/{m}"), makes, m))
+    for c in configuration.resnet_judges(config):
+        reads = (*data, f"evaluation.{c}")
+        made = (f"judge_{c}", f"judge_{c}/judge.npz", f"judge_{c}/real.json")
+        judging.append(_unit(run, f"judge/{c}", results.fit_resnet_judge, reads, (), made, c))
+        measures += (_measure_unit(run, results.measure_labels, m, c, reads, f"judge/{c}") for m in config.methods)
+    for spec in configuration.extractors(config):
+        name, weights = configuration.extractor_name(spec), _weights(spec)
+        made, parts = (f"references/{name}.npz",), (f"references/{name}",)
+        reference = (f"references/{name}", results.make_reference, data, (), made, spec)
+        judging.append(_unit(run, *reference, inputs=weights, scratch=parts))
+        every, needed = ("real", *config.methods), f"references/{name}"
+        measures += (_measure_unit(run, results.measure_features, m, spec, data, needed) for m in every)
     everything = ("transition", *(unit.name for unit in measures))
-    return [
-        _unit(run, "judge", results.fit_judge, (*reads, *as_given), (), ("judge", "judge/judge.npz")),
-        *measures,
-        _unit(run, "report", results.write_report, ("task",), everything, ("metrics.json", "report.html")),
-    ]
+    page = _unit(run, "report", results.write_report, ("task",), everything, ("metrics.json", "report.html"))
+    return [*judging, *measures, page]
+
+
+def _measure_unit(run: Run, work: Callable, method: str, by: str, reads: tuple[str, ...], needed: str) -> Unit:
+    """What a classifier or extractor measures of a method's samples; of method real, of the test images."""
+    needs = (needed,) if method == "real" else (needed, f"sample/{method}")
+    name = configuration.extractor_name(by)
+    folder = f"measures/{name}/{method}"
+    makes, scratch = (folder, f"{folder}/metrics.json"), (f"{folder}/parts", f"{folder}/cas")
+    return _unit(run, f"measure/{method}/{name}", work, reads, needs, makes, method, by, scratch=scratch)
+
+
+def _weights(spec: str) -> dict[str, str]:
+    """The hash of the weights that an extractor reads, of a folder that of its list of files; or a `UserError`."""
+    path = paths.path_of(spec.partition(":")[2])
+    if paths.is_file(path):
+        return {str(path): files.file_digest(path)}
+    if not paths.exists(path):
+        raise UserError(f"{path}: no such file or folder (config key evaluation.features names it)")
+    return {str(path): fingerprint(path)}
 
 
 def _robust_losses_units(run: Run) -> list[Unit]:

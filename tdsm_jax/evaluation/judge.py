@@ -1,4 +1,4 @@
-"""The classifier that judges generated images: its features, its verdicts, and accuracy scores (CAS)."""
+"""The classifiers that judge generated images, and that accuracy scores (CAS) train: features and verdicts."""
 
 import functools
 
@@ -9,8 +9,9 @@ import numpy as np
 from tdsm_jax.data.sources import to_float
 from tdsm_jax.data.stream import Images
 from tdsm_jax.networks.classifier import Classifier
-from tdsm_jax.training.classifier import classify
-from tdsm_jax.training.parallel import DataMesh, in_batches, per_device
+from tdsm_jax.networks.resnet import ResNet
+from tdsm_jax.training.classifier import classify, logits_of
+from tdsm_jax.training.parallel import DataMesh, in_batches, per_device, replicate
 from tdsm_jax.training.state import Params
 
 BATCH_SIZE = 512  # bounds the memory of a look
@@ -27,3 +28,16 @@ def look(network: Classifier, params: Params, images: Images, mesh: DataMesh) ->
 
     logits, features = in_batches(per_device(see, mesh), rows_of, mesh, len(images), BATCH_SIZE)
     return logits.argmax(axis=1), features
+
+
+def verdicts(network: ResNet, params: Params, images: np.ndarray, mesh: DataMesh) -> np.ndarray:
+    """Returns the predicted classes [N] of uint8 images [N,H,W,C]; looks of one network share what is compiled."""
+    params = replicate(params, mesh)
+
+    def see(batch: dict) -> jax.Array:
+        return logits_of(network, None, params, batch["x"], batch["sigma"])
+
+    def rows_of(index: np.ndarray) -> dict[str, np.ndarray]:
+        return {"x": to_float(images[index]), "sigma": np.zeros(len(index), np.float32)}
+
+    return in_batches(see, rows_of, mesh, len(images), BATCH_SIZE).argmax(axis=1)

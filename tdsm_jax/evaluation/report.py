@@ -15,6 +15,7 @@ from tdsm_jax.evaluation.report_words import (
     NOISE,
     WORDS,
     explanation,
+    flat,
     is_number,
     label,
     ordered,
@@ -53,7 +54,7 @@ class Report:
     def methods(self) -> dict[str, dict[str, Any]]:
         """The metrics of each method, in the order of columns."""
         methods = self.metrics.get("methods", {})
-        return {m: methods[m] for m in ordered(methods)}
+        return {m: flat(methods[m]) for m in ordered(methods)}
 
 
 def write_report(path: str | os.PathLike, report: Report) -> None:
@@ -75,7 +76,7 @@ def _parts(report: Report) -> dict[str, str]:
     provenance = {k: metrics[k] for k in ("config_hash", "label_file_hash", "backend") if k in metrics}
     return {
         "Samples": sections.samples(report.images, names),
-        "Metrics": sections.metric_table(methods, metrics.get("real", {})),
+        "Metrics": sections.metric_table(methods, flat(metrics.get("real", {})), metrics.get("judges", {})),
         "Class by class": sections.class_by_class(methods, names),
         "Confusion": sections.confusion(methods, names),
         "Transition matrix": sections.transition_matrix(report.transitions, metrics.get("transition", {}), names),

@@ -8,6 +8,7 @@ import numpy as np
 
 from tdsm_jax.evaluation import charts, grids, svg
 from tdsm_jax.evaluation.report_words import (
+    JUDGES,
     METRICS,
     PER_CLASS,
     explanation,
@@ -63,8 +64,8 @@ def samples(images: Mapping[str, np.ndarray], class_names: Sequence[str]) -> str
     )
 
 
-def metric_table(methods: Methods, real: Mapping[str, Any]) -> str:
-    """`real`: what real images score, under the same keys as a method."""
+def metric_table(methods: Methods, real: Mapping[str, Any], judges: Mapping[str, Any]) -> str:
+    """`real`: what real images score, under the same keys as a method. `judges`: as in metrics.json."""
     if not methods:
         return ""
     head = "".join(f'<th scope="col">{swatch(m)}{escape(label(m))}</th>' for m in methods)
@@ -85,8 +86,17 @@ def metric_table(methods: Methods, real: Mapping[str, Any]) -> str:
         "how much of the damage was won back, – where there was none. “Real vs real”: what real images score.</p>"
         f'<div class="pair"><div class="scroll"><table><thead><tr><th scope="col">Metric</th>{head}'
         f'<th scope="col">Real vs real</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        f"<dl>{meanings}</dl></div>"
+        f"<dl>{meanings}</dl></div>{_judges(judges)}"
     )
+
+
+def _judges(judges: Mapping[str, Any]) -> str:
+    said = [
+        f"{escape(JUDGES.get(name, 'the small network'))} {percent(facts['test_accuracy'])} (weights "
+        f"<code>{escape(facts['weights_sha256'][:12])}</code>)"
+        for name, facts in judges.items()
+    ]
+    return f"<p>Judges of label fidelity, right on real test images: {', '.join(said)}.</p>" if said else ""
 
 
 def _best(key: str, methods: Methods) -> str | None:

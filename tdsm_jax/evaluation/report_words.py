@@ -40,6 +40,45 @@ METRICS = {  # key -> (label, factor to the unit in the label, +1 if higher is b
     "cw_density": ("Class-wise density", 1, 1, "density within each class, averaged."),
     "cw_coverage": ("Class-wise coverage, %", 100, 1, "coverage within each class, averaged."),
 }  # fmt: skip
+_OF_EXTRACTORS = {
+    "fd": METRICS["fd"],
+    "cw_fd": METRICS["cw_fd"],
+    "kid": ("KID", 1, -1, "kernel distance between features of generated and real images, unbiased."),
+    "is": ("Inception Score", 1, 1, "how surely and variously a classifier of natural images sees classes."),
+    "precision_k3": ("Precision, %", 100, 1, "share of generated images among the real ones (3 neighbours)."),
+    "recall_k3": ("Recall, %", 100, 1, "share of real images among the generated ones (3 neighbours)."),
+    "density_k3": ("Density, k=3", *METRICS["density"][1:]),
+    "coverage_k3": ("Coverage, k=3, %", *METRICS["coverage"][1:]),
+    "cw_density_k3": ("Class-wise density, k=3", *METRICS["cw_density"][1:]),
+    "cw_coverage_k3": ("Class-wise coverage, k=3, %", *METRICS["cw_coverage"][1:]),
+    "cmmd": ("MMD", 1, -1, "maximum mean discrepancy of embeddings, a thousandfold: CMMD where they are CLIP's."),
+}
+JUDGES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}  # beside the small judge, whose metrics carry no name
+EXTRACTORS = {  # the kinds of tdsm_jax/extractors.py
+    "inception": "Inception",
+    "inception_unchecked": "Inception, other weights",
+    "clip": "CLIP",
+    "siglip": "SigLIP",
+    "align": "ALIGN",
+    "dinov2": "DINOv2",
+    "pixels": "pixels",
+}
+
+
+def _variant(metric: tuple[str, int, int, str], of: str) -> tuple[str, int, int, str]:
+    name, factor, direction, meaning = metric
+    words, percents, _ = name.partition(", %")
+    return f"{words} ({of}){percents}", factor, direction, meaning
+
+
+_LABELS = ("label_fidelity", "label_fidelity_worst_class", "cas", "cas_worst_class")
+METRICS |= {
+    f"{key.removesuffix('_worst_class')}_{judge}{'_worst_class' * key.endswith('_worst_class')}": _variant(
+        METRICS[key], of
+    )
+    for judge, of in JUDGES.items()
+    for key in _LABELS
+} | {f"{name}_{key}": _variant(one, of) for name, of in EXTRACTORS.items() for key, one in _OF_EXTRACTORS.items()}
 PER_CLASS = {  # key -> (label, factor to the unit in the label)
     "label_fidelity_per_class": ("label fidelity, %", 100),
     "cas_per_class": ("CAS, %", 100),
@@ -69,6 +108,12 @@ NOISE = {
     "matrix": "given",
     "instance": "instance-dependent",
 }
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a method's metrics with those of a feature extractor under "<extractor>_<metric>"."""
+    inner = {f"{name}_{key}": value for name in EXTRACTORS for key, value in values.get(name, {}).items()}
+    return {key: value for key, value in values.items() if key not in EXTRACTORS} | inner
 
 
 def ordered(names: Iterable[str]) -> list[str]:

@@ -1,0 +1,227 @@
+"""The paper's cells: every one is a valid run of the published recipe, and only such a run stands as its result."""
+
+import functools
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tdsm_jax import config as configuration
+from tdsm_jax.benchmark.cells import carry_out
+from tdsm_jax.errors import UserError
+from tdsm_jax.networks.resnet import JUDGES, Bottleneck, ResNet
+from tdsm_jax.paper import cells, table
+from tdsm_jax.paper.cells import CELLS, FOLLOW_UPS, METRICS, PUBLISHED, SOURCES
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def config_of(arguments):
+    return configuration.load_module(ROOT / "configs" / "paper.py").get_config(arguments)
+
+
+def call(module, *arguments):
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+# -- the manifest -------------------------------------------------------------------------------------------
+
+
+def test_the_cells_are_those_of_the_tables():
+    assert len(CELLS) == 65
+    for name in (
+        *("mnist-sym20-dsm", "mnist-asym40-floor", "c10-sym40-s-weighted", "c10-sym80-tdsm", "c10-clean"),
+        *("c10-assumed5-tdsm", "c100-asym20-tdsm", "clothing1m-dsm"),
+    ):
+        assert CELLS[name].name == name
+    assert PUBLISHED.keys() <= CELLS.keys()
+    assert {name.partition("-floor")[0] for name in CELLS} >= FOLLOW_UPS.keys()
+    for values in (*PUBLISHED.values(), *FOLLOW_UPS.values()):
+        assert values.keys() <= METRICS.keys() and {one.source for one in values.values()} <= SOURCES.keys()
+    sym40 = {method: PUBLISHED[f"c10-sym40-{method}"]["cw_fid"].value for method in ("dsm", "s-weighted", "tdsm")}
+    assert sym40 == {"dsm": 30.45, "s-weighted": 16.26, "tdsm": 15.92}
+
+
+@pytest.mark.parametrize("smoke", ["", ",smoke"])
+def test_every_cell_is_a_valid_config(smoke):
+    for cell in CELLS.values():
+        config = config_of(f"cell={cell.name},seed=3{smoke}")
+        configuration.validate(config)
+        assert config.methods == (cell.trained,) and config.seed == 3
+        assert config.label_noise.table == {"c10": "cifar10", "c100": "cifar100", "mnist": "mnist"}.get(
+            cell.name.partition("-")[0], "digits"
+        )
+        if cell.noise in ("sym", "asym"):
+            assert (config.label_noise.kind, config.label_noise.rate) == (cell.noise, cell.rate)
+        assert config.evaluation.classifiers == ("stages", "resnet18", "resnet50")
+        assert (config.data.name == "synthetic") == bool(smoke)
+
+
+def test_a_cell_is_the_published_recipe():
+    config = config_of("cell=c100-sym40-tdsm,data=a.zip,test=b.zip,inception=/weights/inception.pth")
+    assert (config.data.path, config.data.test_path) == ("a.zip", "b.zip")
+    assert config.evaluation.features == ("judge", "inception:/weights/inception.pth")
+    assert config.evaluation.resnet50.batch_size == 150
+    assert config.score.batch_size * config.score.steps == pytest.approx(200e6, rel=1e-5)
+    assert (config.mixture.rule, config.mixture.weights, config.score.label_dropout) == ("threshold", "inverse", 0)
+    assert (config.transition.estimator, config.classifier.network) == ("volmin", "resnet34")
+    ours = config_of("cell=c100-sym40-floor,transition=known")
+    assert (ours.mixture.rule, ours.score.label_dropout, ours.classifier.folds) == ("floor", 0.1, 5)
+    assert ours.transition.estimator == "known"
+    assumed = config_of("cell=c10-assumed5-tdsm")
+    assert (assumed.label_noise.kind, assumed.label_noise.rate) == ("clean", 0.05)
+    assert assumed.transition.estimator == "known"  # what the labels are taken for
+    crawled = config_of("cell=clothing1m-tdsm,data=clothing.zip,test=test.zip").label_noise
+    assert (crawled.kind, crawled.path) == ("file", "clothing.zip")
+
+
+def test_an_unknown_cell_names_the_nearest():
+    with pytest.raises(UserError, match="unknown cell 'c10-sym40-tdms'; did you mean 'c10-sym40-tdsm'") as error:
+        config_of("cell=c10-sym40-tdms")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+    with pytest.raises(UserError, match="python -m tdsm_jax.paper lists them all"):
+        config_of("smoke")
+    done = call("tdsm_jax.main", "--config=configs/paper.py:cell=c10-sym40,smoke", "--workdir=/nowhere", "--dry_run")
+    assert done.returncode == 2 and "did you mean" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_manifest_is_printed_as_a_table():
+    done = call("tdsm_jax.paper")
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| c10-sym40-tdsm |"))
+    assert "FID 2.43, CW-FID 15.92, CAS 62.28" in row and "sym 40%" in row
+    assert all(f"| {name} |" in done.stdout for name in CELLS) and "arXiv 2402.17517" in done.stdout
+    for arguments in (("--smoke",), ("--collect", "/nowhere/at/all")):
+        done = call("tdsm_jax.paper", *arguments)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+# -- what is finished ---------------------------------------------------------------------------------------
+
+
+def finish(workdir, name, *, seed=0, metrics, **changed):
+    """Leaves a workdir as a finished run of a cell does, its config recorded with some keys changed."""
+    config = configuration.resolved(config_of(f"cell={name},data=/there/train.zip,seed={seed}"))
+    values = configuration.flatten(config) | {key.replace("__", "."): value for key, value in changed.items()}
+    (workdir / "units").mkdir(parents=True)
+    record = {"unit": "labels", "finished": True, "values": values | {"unit x": "hash", "file /there/train.zip": "0"}}
+    (workdir / "units" / "labels.json").write_text(json.dumps(record))
+    page = {"unit": "report", "finished": True, "values": {"task": "generation"}}
+    (workdir / "units" / "report.json").write_text(json.dumps(page))
+    content = {"methods": {CELLS[name].trained: metrics}, "config_hash": f"{seed}{'abcdef' * 10}"}
+    (workdir / "metrics.json").write_text(json.dumps(content))
+    return workdir
+
+
+def rows_of(text, name):
+    return [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith(f"| {name} |")]
+
+
+def column(text, heading):
+    return [c.strip() for c in text.splitlines()[0].split("|")[1:-1]].index(heading)
+
+
+def test_finished_seeds_stand_beside_the_published_values(tmp_path):
+    name = "c10-sym40-tdsm"
+    finish(tmp_path / name, name, metrics={"cas_resnet50": 0.60, "inception": {"fd": 2.0, "cw_fd": 16.0}})
+    more = {"cas_resnet50": 0.64, "inception": {"fd": 3.0, "cw_fd": 14.0}}
+    finish(tmp_path / name / "seed1", name, seed=1, metrics=more)
+    text = table.collect(str(tmp_path), smoke=False)
+    (row,) = rows_of(text, name)
+    assert row[1:4] == ["TDSM, as published", "0: 0abcdefa, 1: 1abcdefa", ""]
+    cas, cw_fid = column(text, "CAS, %"), column(text, "CW-FID")
+    assert row[cas : cas + 2] == ["62.00 ± 2.83", "62.28 (tdsm)"]
+    assert row[cw_fid : cw_fid + 2] == ["15.00 ± 1.41", "15.92 (tdsm)"]
+    assert row[column(text, "CW-density")] == ""
+    (other,) = rows_of(text, "c10-sym40-dsm")
+    assert other[2] == "" and other[cas : cas + 2] == ["", "47.21 (tdsm)"]  # not run
+    assert "| (c10-sym40) | DMIS, not built here |" in text and "13.85 (dmis)" in text
+
+
+def test_a_run_that_is_not_the_recipe_has_a_row_of_its_own_and_says_why(tmp_path):
+    name = "c10-sym40-dsm"
+    finish(tmp_path / name, name, metrics={"cas_resnet50": 0.4})
+    finish(tmp_path / f"{name}-seed1", name, seed=1, metrics={"cas_resnet50": 0.5}, score__steps=1000)
+    text = table.collect(str(tmp_path), smoke=False)
+    whole, short = rows_of(text, name)
+    cas = column(text, "CAS, %")
+    assert (whole[cas], whole[3]) == ("40.00", "") and (short[cas], short[3]) == ("50.00", "not the recipe [1]")
+    assert f"[1] {name}: score.steps: 390625 -> 1000" in text
+
+
+def test_what_is_not_finished_or_not_a_cell_is_no_result(tmp_path):
+    name = "mnist-clean"
+    (finish(tmp_path / name, name, metrics={"cas_resnet50": 0.9}) / "units" / "report.json").unlink()
+    finish(tmp_path / "something", name, metrics={"cas_resnet50": 0.9})
+    finish(tmp_path / "mnist-sym20-dsm", name, metrics={"cas_resnet50": 0.9})  # of another method
+    assert "90.00" not in table.collect(str(tmp_path), smoke=True)
+
+
+def test_training_that_starts_from_a_model_is_not_the_recipe(tmp_path):
+    name = "mnist-clean"
+    workdir = finish(tmp_path / name, name, metrics={"cas_resnet50": 0.9})
+    record = {
+        "unit": "score/clean",
+        "finished": True,
+        "values": {"file /there/ema.npz": "1", "file /there/train.zip": "0"},
+    }
+    (workdir / "units" / "score-clean.json").write_text(json.dumps(record))
+    text = table.collect(str(tmp_path), smoke=False)
+    assert re.search(r"\[1\] mnist-clean: file /there/ema.npz: not there -> started from$", text, re.MULTILINE)
+
+
+# -- cells, really run --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shallow_judges(monkeypatch):
+    """Judges of one block: what a judge in small takes is compiling its depth."""
+    plain = functools.partial(ResNet, blocks=(1,), embedding_channels=0)
+    monkeypatch.setitem(JUDGES, "resnet18", plain)
+    monkeypatch.setitem(JUDGES, "resnet50", functools.partial(plain, block=Bottleneck, stem="imagenet"))
+
+
+def run_in_small(name, out):
+    config = config_of(f"cell={name},smoke")
+    for judge in JUDGES:
+        config.evaluation[judge].light = (0.0, 0.0, 0.0)  # less to compile
+    carry_out(config, out / name, ())
+    metrics = json.loads((out / name / "metrics.json").read_text())
+    (values,) = metrics["methods"].values()
+    assert {"cas", "cas_resnet18", "cas_resnet50", "label_fidelity_resnet50", "cw_fd"} <= values.keys()
+    assert list(metrics["methods"]) == [CELLS[name].trained]
+
+
+def test_cells_run_from_data_to_table_in_small(shallow_judges, tmp_path):
+    for name in ("mnist-sym40-tdsm", "mnist-clean"):
+        run_in_small(name, tmp_path)
+    hidden = table.collect(str(tmp_path), smoke=False)
+    assert (
+        "2 smoke runs on made-up images are left out (--smoke shows them)." in hidden
+        and "made-up images |" not in hidden
+    )
+    shown = table.collect(str(tmp_path), smoke=True)
+    for name in ("mnist-sym40-tdsm", "mnist-clean"):
+        (row,) = rows_of(shown, name)
+        assert row[3] == "smoke: made-up images" and re.fullmatch(r"0: [0-9a-f]{8}", row[2])
+        assert re.fullmatch(r"\d+\.\d\d", row[column(shown, "CAS, %")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_runs_in_small(name, shallow_judges, tmp_path):
+    run_in_small(name, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_cell_runs_by_its_command_with_the_real_judges(tmp_path):
+    name = "c10-sym40-tdsm"
+    done = call("tdsm_jax.main", f"--config=configs/paper.py:cell={name},smoke", f"--workdir={tmp_path / name}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = call("tdsm_jax.paper", "--collect", str(tmp_path), "--smoke")
+    assert done.returncode == 0 and cells.METHODS["tdsm"].words in done.stdout
+    assert f"| {name} |" in done.stdout and "smoke: made-up images" in done.stdout
