@@ -46,6 +46,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     config.classifier.update(network="resnet34", widths=(64,))
     config.sampling.update(per_class=3500, batch_size=512)
     edm.evaluate(config)
+    config.evaluation.classifiers = ("stages", "resnet18", "resnet50")
     config.logging.update(log_every=100, save_every=5000)
     if chosen.objective == "published":
         as_published(config)

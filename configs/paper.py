@@ -32,8 +32,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         config.label_noise.kind = "clean"
     config.evaluation.classifiers = ("stages", "resnet18", "resnet50")
     if chosen.inception:
-        config.sampling.per_class = max(
-            6, config.sampling.per_class
-        )  # so many neighbours a class has, also in a smoke run
+        # Neighbours are sought within a class, in a smoke run as well.
+        config.sampling.per_class = max(6, config.sampling.per_class)
         config.evaluation.features = ("judge", f"inception:{chosen.inception}")
     return config

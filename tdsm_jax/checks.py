@@ -102,8 +102,8 @@ def check_evaluation(run: Run, smallest: int) -> None:
         few = min(smallest, run.config.sampling.per_class, *np.bincount(run.test_set.labels))
         if few <= max(NEAREST):
             raise UserError(
-                f"config key evaluation.features compares images with {max(NEAREST)} neighbours of their class, but some "
-                f"class has {few} real, test or generated images (sampling.per_class); more are needed"
+                f"config key evaluation.features compares images with {max(NEAREST)} neighbours of their class, but "
+                f"some class has {few} real, test or generated images (sampling.per_class); more are needed"
             )
 
 

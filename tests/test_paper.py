@@ -75,8 +75,9 @@ def test_a_cell_is_the_published_recipe():
     assumed = config_of("cell=c10-assumed5-tdsm")
     assert (assumed.label_noise.kind, assumed.label_noise.rate) == ("clean", 0.05)
     assert assumed.transition.estimator == "known"  # what the labels are taken for
-    crawled = config_of("cell=clothing1m-tdsm,data=clothing.zip,test=test.zip").label_noise
-    assert (crawled.kind, crawled.path) == ("file", "clothing.zip")
+    crawled = config_of("cell=clothing1m-tdsm,data=clothing1m")
+    assert (crawled.label_noise.kind, crawled.data.path) == ("given", "clothing1m")
+    assert (crawled.transition.estimator, crawled.classifier.network) == ("volmin", "resnet34")
 
 
 def test_an_unknown_cell_names_the_nearest():

@@ -72,13 +72,17 @@ def _variant(metric: tuple[str, int, int, str], of: str) -> tuple[str, int, int,
 
 
 _LABELS = ("label_fidelity", "label_fidelity_worst_class", "cas", "cas_worst_class")
-METRICS |= {
-    f"{key.removesuffix('_worst_class')}_{judge}{'_worst_class' * key.endswith('_worst_class')}": _variant(
-        METRICS[key], of
-    )
-    for judge, of in JUDGES.items()
-    for key in _LABELS
-} | {f"{name}_{key}": _variant(one, of) for name, of in EXTRACTORS.items() for key, one in _OF_EXTRACTORS.items()}
+
+
+def _worded(key: str, judge: str) -> str:
+    """label_fidelity_worst_class of resnet18: label_fidelity_resnet18_worst_class"""
+    name, worst, _ = key.partition("_worst_class")
+    return f"{name}_{judge}{worst}"
+
+
+METRICS |= {_worded(key, judge): _variant(METRICS[key], of) for judge, of in JUDGES.items() for key in _LABELS} | {
+    f"{name}_{key}": _variant(one, of) for name, of in EXTRACTORS.items() for key, one in _OF_EXTRACTORS.items()
+}
 PER_CLASS = {  # key -> (label, factor to the unit in the label)
     "label_fidelity_per_class": ("label fidelity, %", 100),
     "cas_per_class": ("CAS, %", 100),
