@@ -8,21 +8,31 @@ The first set is the real one: precision, density and coverage ask where the sec
 its halves score against each other.
 Either is an archive (a zip file or folder with a dataset.json), a folder of PNG files, flat or with a subfolder a
 class, a .npz of images and labels, ADM's .npz, a .npy; the first also a reference of make_ref_stats or a file of `mu`
-and `sigma` as other FID programs write, which gives the Frechet distance alone.
+and `sigma` as other FID programs write, which gives the Frechet distance alone. With --out an interrupted command goes
+on where it stopped.
 """
 
 import argparse
 
-from tdsm_jax import files, hosts, pipeline
+from tdsm_jax import files, hosts, paths, pipeline
 from tdsm_jax.command import add_host_options, new_parser, run_on_hosts
 from tdsm_jax.data import image_sets
 from tdsm_jax.data.image_sets import ImageSet
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation import measure, metric_table, references
+from tdsm_jax.evaluation.features import Extractor
 from tdsm_jax.evaluation.measure import METRICS, chosen_metrics
 from tdsm_jax.evaluation.references import Reference
 from tdsm_jax.extractors import open_extractor
-from tdsm_jax.make_ref_stats import add_image_options, floor_of, observed, real_images, reference_of
+from tdsm_jax.make_ref_stats import (
+    add_image_options,
+    floor_of,
+    forget,
+    observed,
+    parts_of,
+    real_images,
+    reference_of,
+)
 from tdsm_jax.training.parallel import data_mesh
 
 
@@ -33,7 +43,7 @@ def main(arguments: argparse.Namespace) -> None:
     asked = asked_metrics(arguments.metrics)
     reference = _real(arguments, extractor, made, asked)
     references.check_classes(arguments.images, reference, made.num_classes, arguments.made)
-    seen = observed(extractor, made)
+    seen = observed(extractor, made, _parts(arguments, "made"))
     metrics = chosen_metrics(asked, reference.real, seen.probabilities is not None, made.labels is not None)
     values = measure.measured(reference.real, seen, metrics, measure.watched)
     words = f"{len(made.images)} images of {arguments.made}, features {extractor.name}. {reference.words}"
@@ -52,6 +62,13 @@ def main(arguments: argparse.Namespace) -> None:
         }
         files.write_json(f"{arguments.out}.json", result)
         files.write_text(f"{arguments.out}.md", text)
+        for side in ("real", "made"):
+            forget(_parts(arguments, side))
+
+
+def _parts(arguments: argparse.Namespace, side: str) -> paths.Path | None:
+    """Where what was seen of one side is kept until the result is there; None where that is printed alone."""
+    return parts_of(f"{arguments.out}.{side}") if arguments.out else None
 
 
 def asked_metrics(text: str) -> list[str]:
@@ -63,7 +80,7 @@ def asked_metrics(text: str) -> list[str]:
     return names
 
 
-def _real(arguments: argparse.Namespace, extractor: object, made: ImageSet, asked: list[str]) -> Reference:
+def _real(arguments: argparse.Namespace, extractor: Extractor, made: ImageSet, asked: list[str]) -> Reference:
     """The real side: a reference that is there, or one made of images and not kept."""
     if references.is_reference(arguments.images):
         reference = references.read(arguments.images)
@@ -71,7 +88,7 @@ def _real(arguments: argparse.Namespace, extractor: object, made: ImageSet, aske
         return reference
     images = real_images(arguments)
     image_sets.same_form(images, made)
-    seen = observed(extractor, images)
+    seen = observed(extractor, images, _parts(arguments, "real"))
     return reference_of(extractor, images, seen, {} if arguments.no_floor else floor_of(seen, asked))
 
 

@@ -11,20 +11,22 @@ class-wise FID are against the training images under their clean labels: give th
 The reference holds features, labels, mean and covariance, what they were made of, and the floor: what one half of the
 images scores against the other, class by class. It is no zero, and for classes of few images it is far from it: with
 500 images of a class and 2048 features even real images have a class-wise FID far above that of all images.
+
+An interrupted command goes on where it stopped: what it has seen is kept in OUT.parts until the reference is there.
 """
 
 import argparse
 import dataclasses
 from collections.abc import Collection
 
-from tdsm_jax import pipeline
+from tdsm_jax import hosts, paths, pipeline
 from tdsm_jax.command import add_host_options, new_parser, run_on_hosts
 from tdsm_jax.data import image_sets
 from tdsm_jax.data.image_sets import ImageSet
 from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import measure, references
-from tdsm_jax.evaluation.features import extract
+from tdsm_jax.evaluation.features import Extractor, extract
 from tdsm_jax.evaluation.measure import Observed, chosen_metrics, real_of
 from tdsm_jax.extractors import open_extractor
 from tdsm_jax.training.parallel import data_mesh
@@ -37,10 +39,11 @@ def main(arguments: argparse.Namespace) -> None:
     if not arguments.out.endswith(".npz"):
         raise UserError(f"--out={arguments.out}: a reference is one .npz; let its name end so")
     extractor = open_extractor(arguments.features, data_mesh())
-    images = real_images(arguments)
-    seen = observed(extractor, images)
+    images, parts = real_images(arguments), parts_of(arguments.out)
+    seen = observed(extractor, images, parts)
     reference = reference_of(extractor, images, seen, {} if arguments.no_floor else floor_of(seen))
     references.write(arguments.out, reference)
+    forget(parts)
     classes = f", {reference.num_classes} classes" if reference.num_classes else ", no labels"
     print(f"{arguments.out}: {len(seen.features)} images{classes}, {extractor.width} features of {extractor.name}")
 
@@ -60,10 +63,21 @@ def real_images(arguments: argparse.Namespace) -> ImageSet:
     return image_sets.read(arguments.images, arguments.split, arguments.labels, given)
 
 
-def observed(extractor: object, images: ImageSet) -> Observed:
-    """Returns what an extractor sees in a set of images."""
-    seen = extract(extractor, images.images, label=f"features of {images.name}")
+def parts_of(out: str) -> paths.Path:
+    """Returns the folder that keeps what was seen for the result `out` until it is there."""
+    return paths.absolute(f"{out}.parts")
+
+
+def observed(extractor: Extractor, images: ImageSet, parts: paths.Path | None) -> Observed:
+    """Returns what an extractor sees in a set of images; it goes on from the folder `parts`."""
+    seen = extract(extractor, images.images, label=f"features of {images.name}", parts=parts)
     return Observed(seen.features, seen.probabilities, images.labels)
+
+
+def forget(parts: paths.Path) -> None:
+    """Removes what was kept for a result that is there now."""
+    if hosts.is_writer():
+        paths.remove(parts)
 
 
 def floor_of(seen: Observed, asked: Collection[str] = ()) -> dict:
@@ -73,7 +87,7 @@ def floor_of(seen: Observed, asked: Collection[str] = ()) -> dict:
     return measure.floor(seen, metrics, measure.watched)
 
 
-def reference_of(extractor: object, images: ImageSet, seen: Observed, floor: dict) -> references.Reference:
+def reference_of(extractor: Extractor, images: ImageSet, seen: Observed, floor: dict) -> references.Reference:
     """Returns the reference that `seen` of the images makes, with what it was made of."""
     about = {
         "images": image_sets.describe(images),

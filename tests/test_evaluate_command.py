@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -21,7 +22,7 @@ from tdsm_jax import files, hosts
 from tdsm_jax.data import edm_zip, sources
 from tdsm_jax.data.edm_zip import Archive
 from tdsm_jax.diffusion.process import EDM
-from tdsm_jax.evaluation import measure, references
+from tdsm_jax.evaluation import features, measure, references
 from tdsm_jax.evaluation.frechet import frechet_distance
 from tdsm_jax.evaluation.kernels import kid
 from tdsm_jax.networks.unet import UNet
@@ -249,6 +250,30 @@ def test_two_sets_of_images_are_compared(made, call, tmp_path):
     for floor in (again["floor"], found["floor"]):
         del floor["kid"], floor["kid_spread"]  # of a hundred subsets in the reference
     assert again["floor"] == found["floor"]
+
+
+def test_an_interrupted_comparison_goes_on_after_what_it_has_seen(made, call, tmp_path, monkeypatch):
+    train, test = sources.load(sources.DataSpec("digits"))
+    np.savez(tmp_path / "test.npz", images=test.images, labels=test.labels)
+    command = ("compare", made / "digits.zip", tmp_path / "test.npz", PIXELS, "--metrics=fd", f"--out={tmp_path}/both")
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "BLOCK", 64)
+        polls = itertools.count()
+        patch.setattr(hosts, "stop_asked", lambda: next(polls) == 7)  # after 300 real images in five, two blocks more
+        code, _, errors = call(*command)
+        assert not code and "stopped" in errors and not (tmp_path / "both.json").exists()
+        kept = {side: len(list((tmp_path / f"both.{side}.parts").iterdir())) for side in ("real", "made")}
+        assert kept == {"real": 5, "made": 2}
+        patch.setattr(hosts, "stop_asked", lambda: False)
+        seen = []
+        pixel_rows = features._rows
+        patch.setattr(features, "_rows", lambda images, index: seen.append(len(index)) or pixel_rows(images, index))
+        code, _, errors = call(*command)
+        assert not code, errors
+    assert sum(n for n in seen if n > 2) < 300  # of the made images alone; two at a time bind a part to its images
+    found = files.read_json(tmp_path / "both.json")["metrics"]["fd"]
+    assert found == pytest.approx(frechet_distance(pixels(real_images().images), pixels(test.images)))
+    assert not list(tmp_path.glob("*.parts"))
 
 
 def test_unlabelled_images_and_moments_of_other_programs_give_what_they_can(made, call, tmp_path):
