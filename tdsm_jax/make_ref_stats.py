@@ -2,6 +2,7 @@
 
   python -m tdsm_jax.make_ref_stats --images=cifar10-32x32.zip --features=inception:WEIGHTS --out=cifar10.npz
   python -m tdsm_jax.make_ref_stats --images=noisy.zip --labels=clean/dataset.json --features=... --out=clean.npz
+  python -m tdsm_jax.make_ref_stats --images=cifar10 --data_dir=/data/tfds --features=... --out=cifar10.npz
   python -m tdsm_jax.make_ref_stats --images=digits --split=train --features=pixels:8x8x1 --out=digits.npz
 
 --images is an archive (a zip file or folder with a dataset.json), a folder of PNG files with a subfolder a class, a
@@ -52,14 +53,15 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that choose the real images among those of an archive or a named dataset."""
     parser.add_argument("--split", choices=("train", "test"), help="part of a dataset (train), or of an archive (all)")
     parser.add_argument("--labels", default="", help="a dataset.json whose labels replace those of an archive")
+    parser.add_argument("--data_dir", help="where TensorFlow Datasets or data.prepare has put cifar10 and the like")
     for field in _NUMBERS:
         parser.add_argument(f"--{field.name}", type=field.type, help=f"as a run's config.data.{field.name}")
 
 
 def real_images(arguments: argparse.Namespace) -> ImageSet:
     """Returns the images that --images and the options beside it name."""
-    numbers = {field.name: getattr(arguments, field.name) for field in _NUMBERS}
-    given = {name: value for name, value in numbers.items() if value is not None}
+    fields = {field.name: getattr(arguments, field.name) for field in _NUMBERS} | {"path": arguments.data_dir}
+    given = {name: value for name, value in fields.items() if value is not None}
     return image_sets.read(arguments.images, arguments.split, arguments.labels, given)
 
 

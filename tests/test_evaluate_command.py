@@ -298,10 +298,8 @@ def test_references_that_do_not_fit_are_refused_before_anything_is_drawn(made, c
         labels=np.arange(12) % 2,
     )
     np.save(tmp_path / "wide.npy", np.ones((12, 8, 8, 3), np.uint8))
-    for images, features, out in (("few.npz", PIXELS, "few"), ("wide.npy", "--features=pixels:8x8x3", "wide")):
-        code, _, errors = call(
-            "make_ref_stats", f"--images={tmp_path}/{images}", features, f"--out={tmp_path}/{out}_ref.npz"
-        )
+    for images, by, out in (("few.npz", PIXELS, "few"), ("wide.npy", "--features=pixels:8x8x3", "wide")):
+        code, _, errors = call("make_ref_stats", f"--images={tmp_path}/{images}", by, f"--out={tmp_path}/{out}_ref.npz")
         assert code == 0, errors
     np.savez(tmp_path / "none.npz", x=few)
     model_file.write(tmp_path / "two.npz", tiny_model(num_classes=2))

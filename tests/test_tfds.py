@@ -1,5 +1,6 @@
 """Prepared datasets: both record formats give the images of the archives in their order, and wrong files one line."""
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -15,6 +16,7 @@ import pytest
 
 import tfds_archives as archives
 from tdsm_jax import config as configuration
+from tdsm_jax import make_ref_stats
 from tdsm_jax.data import (
     edm_zip,
     human_labels,
@@ -473,3 +475,14 @@ def test_the_command_says_what_is_missing_in_one_line(tmp_path):
     done = call(f"--workdir={tmp_path / 'w'}", config=f"configs/mnist.py:data_dir={tmp_path}")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"{tmp_path}: holds no prepared mnist; run python -m tdsm_jax.data.prepare --dataset=mnist" in done.stderr
+
+
+def test_references_are_made_of_prepared_images_too(prepared):
+    parser = argparse.ArgumentParser()
+    make_ref_stats.add_image_options(parser)
+    given = parser.parse_args([f"--data_dir={prepared.array_record}", "--split=test", "--image_size=32"])
+    given.images = "mnist"
+    real = make_ref_stats.real_images(given)
+    images, labels = prepared.parts["mnist"]["test"]
+    np.testing.assert_array_equal(real.labels, labels)
+    assert real.content_hash == sources.images_hash(np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))))

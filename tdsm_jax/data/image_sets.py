@@ -22,7 +22,7 @@ from tdsm_jax.data.edm_zip import Archive
 from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.errors import UserError, did_you_mean
 
-NAMED = tuple(sorted(name for name in sources.SOURCES if name not in ("archive", "folder")))
+NAMED = tuple(sorted(sources.SOURCES.keys() - sources.FROM_FILES.keys()))
 _NUMBERED = re.compile(r"\d{5,}")  # a folder that is no class
 _CHUNK = 1000  # images that are hashed at a time
 
@@ -69,12 +69,12 @@ class ImageSet:
 
 
 def read(
-    name: str, split: str | None = None, labels_path: str = "", numbers: Mapping[str, float] = MappingProxyType({})
+    name: str, split: str | None = None, labels_path: str = "", given: Mapping[str, float | str] = MappingProxyType({})
 ) -> ImageSet:
     """Returns the images of a file or folder, or of a dataset that is known by `name`.
 
     `split`, "train" or "test", chooses a part of a named dataset, by default train, or of an archive, by default all:
-    the same as a run's of these `numbers`, the fields of `sources.DataSpec`. `labels_path` is a dataset.json whose
+    the same as a run's of these `given` fields of `sources.DataSpec`. `labels_path` is a dataset.json whose
     labels replace those of an archive. Anything that holds no images in a supported form is a `UserError`.
     """
     arrays = name.endswith((".npz", ".npy"))
@@ -84,10 +84,10 @@ def read(
         raise UserError(f"the images of {name} have no names to match the labels of {labels_path} by")
     if name in NAMED or (split and not arrays):
         spec = DataSpec(name) if name in NAMED else DataSpec("archive", path=name, labels_path=labels_path)
-        train, test = sources.load(dataclasses.replace(spec, **numbers))
+        train, test = sources.load(dataclasses.replace(spec, **given))
         part = test if split == "test" else train
         return ImageSet(f"{name} ({split or 'train'})", part.images, part.labels, part.class_names)
-    if split or numbers:
+    if split or given:
         raise UserError(f"{name} is taken whole; a split is chosen of an archive with labels or of {', '.join(NAMED)}")
     return _of_arrays(name) if arrays else _of_archive(name, labels_path)
 
