@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
+import tfds_archives as archives
 from tdsm_jax import config as configuration
 from tdsm_jax.benchmark.cells import carry_out
+from tdsm_jax.data import prepare
 from tdsm_jax.errors import UserError
 from tdsm_jax.networks.resnet import JUDGES, Bottleneck, ResNet
 from tdsm_jax.paper import cells, table
@@ -186,8 +188,25 @@ def shallow_judges(monkeypatch):
     monkeypatch.setitem(JUDGES, "resnet50", functools.partial(plain, block=Bottleneck, stem="imagenet"))
 
 
-def run_in_small(name, out):
-    config = config_of(f"cell={name},smoke")
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """The paper's datasets as TensorFlow Datasets has them, small and made up; Clothing-1M is none of them."""
+    top = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        for make in (archives.mnist, archives.cifar10, archives.cifar100):
+            folder = top / "archives" / make.__name__
+            folder.mkdir(parents=True)
+            make(folder)
+            archives.register(patch, folder)
+            prepare.prepare(make.__name__, folder, top / "prepared")
+    return top / "prepared"
+
+
+def run_in_small(name, out, data_dir=""):
+    """A cell, cut to seconds, on prepared images where `data_dir` is given, else on made-up ones."""
+    of_files = data_dir and CELLS[name].config != "clothing1m.py"
+    config = config_of(f"cell={name},smoke{f',data_dir={data_dir}' if of_files else ''}")
+    assert (config.data.name == "synthetic") == (not of_files)
     for judge in JUDGES:
         config.evaluation[judge].light = (0.0, 0.0, 0.0)  # less to compile
     carry_out(config, out / name, ())
@@ -197,25 +216,23 @@ def run_in_small(name, out):
     assert list(metrics["methods"]) == [CELLS[name].trained]
 
 
-def test_cells_run_from_data_to_table_in_small(shallow_judges, tmp_path):
-    for name in ("mnist-sym40-tdsm", "mnist-clean"):
-        run_in_small(name, tmp_path)
+def test_cells_run_from_data_to_table_in_small(shallow_judges, data_dir, tmp_path):
+    run_in_small("mnist-clean", tmp_path)
+    run_in_small("mnist-sym40-tdsm", tmp_path, data_dir)
     hidden = table.collect(str(tmp_path), smoke=False)
-    assert (
-        "2 smoke runs on made-up images are left out (--smoke shows them)." in hidden
-        and "made-up images |" not in hidden
-    )
+    assert "Left out: 1 on made-up images (--smoke shows them)." in hidden and "made-up images |" not in hidden
     shown = table.collect(str(tmp_path), smoke=True)
-    for name in ("mnist-sym40-tdsm", "mnist-clean"):
+    for name, mark in (("mnist-clean", "smoke: made-up images"), ("mnist-sym40-tdsm", "not the recipe [1]")):
         (row,) = rows_of(shown, name)
-        assert row[3] == "smoke: made-up images" and re.fullmatch(r"0: [0-9a-f]{8}", row[2])
+        assert row[3] == mark and re.fullmatch(r"0: [0-9a-f]{8}", row[2])
         assert re.fullmatch(r"\d+\.\d\d", row[column(shown, "CAS, %")])
+    assert "score.steps: 390625 -> 4" in shown
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CELLS)
-def test_every_cell_runs_in_small(name, shallow_judges, tmp_path):
-    run_in_small(name, tmp_path)
+def test_every_cell_runs_in_small(name, shallow_judges, data_dir, tmp_path):
+    run_in_small(name, tmp_path, data_dir)
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ def markdown(found: Sequence[Finished], hidden: int = 0) -> str:
     headings = ["cell", "method", "seed: config", "mark"]
     for name, metric in METRICS.items():
         headings += [metric.heading, "published"] if _is_published(name) else [metric.heading]
-    said = [f"{hidden} smoke runs on made-up images are left out (--smoke shows them)."] if hidden else []
+    said = [f"Left out: {hidden} on made-up images (--smoke shows them)."] if hidden else []
     return "\n\n".join(
         [grid(headings, rows), *said, *(["\n".join(notes)] if notes else []), f"Published:\n{sources()}"]
     )
