@@ -14,6 +14,7 @@ COMMANDS = (
     "startup",
     "torch",
     "tpu",
+    "tpu_block",
     "scaling",
     "stress",
     "estimators",
