@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from tdsm_jax.benchmark import tpu
+from tdsm_jax.benchmark import tpu, tpu_block
 from tdsm_jax.benchmark import tpu_figures as figures
 from tdsm_jax.errors import UserError
 from tdsm_jax.training.cross_fit import group_size
@@ -205,3 +205,28 @@ def test_every_chip_is_one_device_and_a_wrong_shape_is_one_line():
     assert done.stdout.split() == ["4", "1", "256", "4", "8"], done.stderr[-3000:]
     wrong = call("--topologies=v5e:3x3")
     assert wrong.returncode == 2 and "--topologies=v5e:3x3: " in wrong.stderr.splitlines()[-1]
+
+
+def test_blocks_are_told_by_image_and_bad_ones_refused_before_anything_is_compiled():
+    record = {"variant": "plain", "images": 4, "flops": 8e6, "bytes": 4e4, "compile_seconds": 2.4}
+    record |= {"memory": {"temporaries": 8e3, "code": 1.5e6}, **figures.roofline(figures.Cost(8e6, 4e4), CHIP)}
+    row = tpu_block.table([record]).splitlines()[-1]
+    assert row == "| plain | 2 | 10 | 200 (100) | 0.0, compute | 2 | 1.5 | 2 |"
+    for given, said in (
+        ({"variants": "plian"}, "--variants: 'plian' is none; did you mean 'plain'"),
+        ({"variants": "plain", "topology": "v5x:1x1"}, "unknown TPU 'v5x'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            tpu_block.main(SimpleNamespace(**{"topology": "v5e:1x1", "json": None} | given))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: the extra [tpu]")
+def test_a_block_compiles_for_one_chip(monkeypatch, capsys, tmp_path):
+    small = tpu_block.Variant(channels=32, side=8, images=8, attend=True)
+    monkeypatch.setattr(tpu_block, "VARIANTS", {"plain": small, "float32": small._replace(dtype="float32")})
+    tpu_block.main(SimpleNamespace(topology="v5e:1x1", variants=None, json=str(tmp_path / "blocks.json")))
+    plain, float32 = json.loads((tmp_path / "blocks.json").read_text())
+    assert plain["flops"] > 8 * 3 * 2 * 2 * 64 * 9 * 32 * 32 * 0.9  # two convolutions, forward and two gradients
+    assert float32["bytes"] > plain["bytes"] and "| plain |" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has 4 chips; a block is compiled for one"):
+        tpu_block.main(SimpleNamespace(topology="v5e:2x2", variants=None, json=None))
