@@ -307,6 +307,7 @@ def test_report_and_table_show_what_is_there(measured):
     for said in ("CAS (ResNet-50)", "Label fidelity (ResNet-18)", "Class-wise FD", "(Inception)", "ResNet-50 "):
         assert said in page, said
     assert after["judges"]["resnet50"]["weights_sha256"][:12] in page
+    assert page.count("how often a classifier trained on clean data sees") <= 2  # explained once, not once a judge
     head = markdown([after]).splitlines()[0]
     assert "CAS (ResNet-50)" in head and "Class-wise FD (Inception)" in head
     assert markdown([before]).splitlines()[0].count("|") == 8  # as ever: the name, five metrics, the recovery

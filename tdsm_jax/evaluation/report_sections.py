@@ -79,8 +79,10 @@ def metric_table(methods: Methods, real: Mapping[str, Any], judges: Mapping[str,
         head_cell = " ".join([*first, f'<span class="unit">{last} {"↑" if direction > 0 else "↓"}</span>'])
         floor = metric_value(key, real.get(key))
         rows.append(f'<tr><th scope="row">{head_cell}</th>{cells}<td>{floor}</td></tr>')
-    meanings = {METRICS[key][0].removesuffix(", %"): METRICS[key][3] for key in present}
-    meanings = "".join(f"<dt>{name}</dt><dd>{meaning}</dd>" for name, meaning in meanings.items())
+    named: dict[str, str] = {}  # a metric is explained once, whatever judges and extractors there are of it
+    for key in present:
+        named.setdefault(METRICS[key][3], METRICS[key][0].removesuffix(", %").partition(" (")[0])
+    meanings = "".join(f"<dt>{name}</dt><dd>{meaning}</dd>" for meaning, name in named.items())
     return (
         "<p>↑ higher is better, ↓ lower is better; bold is the best without clean labels. Small print under a number: "
         "how much of the damage was won back, – where there was none. “Real vs real”: what real images score.</p>"
