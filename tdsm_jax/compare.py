@@ -42,7 +42,7 @@ def main(arguments: argparse.Namespace) -> None:
     made = image_sets.read(arguments.made)
     asked = asked_metrics(arguments.metrics)
     reference = _real(arguments, extractor, made, asked)
-    references.check_classes(arguments.images, reference, made.num_classes, arguments.made)
+    references.check_classes(arguments.images, reference, made.num_classes, arguments.made, made.class_names)
     seen = observed(extractor, made, _parts(arguments, "made"))
     metrics = chosen_metrics(asked, reference.real, seen.probabilities is not None, made.labels is not None)
     values = measure.measured(reference.real, seen, metrics, measure.watched)

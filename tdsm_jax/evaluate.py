@@ -226,7 +226,8 @@ def _floor(arguments: argparse.Namespace, evaluation: Evaluation) -> dict[str, A
     other = references.read(arguments.floor)
     extractor = evaluation.extractor
     references.check_extractor(arguments.floor, other, extractor.name, extractor.digest, extractor.width)
-    references.check_classes(arguments.floor, other, reference.num_classes, arguments.reference)
+    names = reference.description.get("class_names", ())
+    references.check_classes(arguments.floor, other, reference.num_classes, arguments.reference, names)
     if other.real.features is None:
         raise UserError(f"--floor={arguments.floor} has no features; make one with python -m tdsm_jax.make_ref_stats")
     left_out = ("is", *(("class_wise",) if other.real.labels is None else ()))

@@ -290,6 +290,17 @@ def test_unlabelled_images_and_moments_of_other_programs_give_what_they_can(made
     assert code == 0 and "class-wise" not in table and "CMMD" in table, errors
 
 
+def test_classes_of_other_names_are_not_compared(call, tmp_path):
+    images = np.arange(36, dtype=np.uint8).reshape(36, 1, 1, 1).repeat(8, 1).repeat(8, 2)
+    labels = np.arange(36, dtype=np.int32) % 3
+    for name, classes in (("a", ("ant", "bee", "cow")), ("b", ("bee", "cow", "ant")), ("numbers", ("0", "1", "2"))):
+        edm_zip.write(tmp_path / f"{name}.zip", images, labels, classes)
+    code, _, errors = call("compare", tmp_path / "a.zip", tmp_path / "b.zip", PIXELS, "--metrics=fd")
+    assert code == 2 and re.search("class 0 is 'ant' in .*a.zip and 'bee' in .*b.zip; name the classes", errors), errors
+    code, _, errors = call("compare", tmp_path / "a.zip", tmp_path / "numbers.zip", PIXELS, "--metrics=fd")
+    assert code == 0, errors
+
+
 def test_references_that_do_not_fit_are_refused_before_anything_is_drawn(made, call, tmp_path):
     few = np.zeros((12, 8, 8, 1), np.uint8)
     np.savez(
