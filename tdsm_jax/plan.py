@@ -9,7 +9,6 @@ from typing import Any
 
 from tdsm_jax import config as configuration
 from tdsm_jax import files, label_stages, model_stages, paths, refinement, results, robust_losses
-from tdsm_jax.data.edm_zip import fingerprint
 from tdsm_jax.data.label_files import GIVEN
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.estimators import ESTIMATORS
@@ -164,13 +163,17 @@ def _measure_unit(run: Run, work: Callable, method: str, by: str, reads: tuple[s
 
 
 def _weights(spec: str) -> dict[str, str]:
-    """The hash of the weights that an extractor reads, of a folder that of its list of files; or a `UserError`."""
-    path = paths.path_of(spec.partition(":")[2])
+    """The hash of the weights that an extractor reads, of a folder that of the files it reads; or a `UserError`."""
+    kind, _, given = spec.partition(":")
+    if kind == "pixels":  # which has none
+        return {}
+    path = paths.path_of(given)
     if paths.is_file(path):
         return {str(path): files.file_digest(path)}
     if not paths.exists(path):
         raise UserError(f"{path}: no such file or folder (config key evaluation.features names it)")
-    return {str(path): fingerprint(path)}
+    read = sorted(file for file in paths.children(path) if file.suffix in (".json", ".safetensors", ".bin"))
+    return {str(path): files.digest([[file.name, files.file_digest(file)] for file in read])}
 
 
 def _robust_losses_units(run: Run) -> list[Unit]:

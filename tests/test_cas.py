@@ -20,6 +20,7 @@ from tdsm_jax.evaluation.measure import Observed, real_of
 from tdsm_jax.evaluation.measure import measured as measured_of
 from tdsm_jax.evaluation.table import markdown
 from tdsm_jax.networks.resnet import BOTTLENECKS, JUDGES, Bottleneck, ResNet
+from tdsm_jax.run import Run
 from tdsm_jax.training import parallel
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -206,12 +207,22 @@ def test_bad_evaluation_keys(key, value, said):
 
 def test_the_weights_of_an_extractor_are_part_of_what_its_results_depend_on(tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights.bin").write_bytes(b"one")
-    before = plan._weights(f"clip:{tmp_path / 'model'}")
-    (tmp_path / "model" / "weights.bin").write_bytes(b"three")
-    assert plan._weights(f"clip:{tmp_path / 'model'}") != before
+    for name in ("weights.bin", "weights.safetensors", "config.json"):
+        (tmp_path / "model" / name).write_bytes(b"one")
+        before = plan._weights(f"clip:{tmp_path / 'model'}")
+        (tmp_path / "model" / name).write_bytes(b"two")  # as long
+        assert plan._weights(f"clip:{tmp_path / 'model'}") != before
     with pytest.raises(UserError, match="no such file or folder .config key evaluation.features"):
         plan._weights("inception:none.pth")
+
+
+def test_pixels_are_planned_without_weights(tmp_path):
+    config = config_of("digits", "smoke")
+    config.evaluation.features = ("judge", "pixels:8x8x1")
+    configuration.validate(config)
+    planned = {unit.name: unit for unit in plan.units(Run(config, tmp_path))}
+    assert planned["references/pixels"].makes == ("references/pixels.npz",)
+    assert not any("pixels:" in path for unit in planned.values() for path in unit.inputs)
 
 
 # -- a run --------------------------------------------------------------------------------------------------
