@@ -196,6 +196,7 @@ def test_the_extractor_of_a_file_sees_as_torch_fidelity_does(tmp_path):
         open_extractor(f"inception:{tmp_path}/weights.pth", data_mesh())
     extractor = open_extractor(f"inception_unchecked:{tmp_path}/weights.pth", data_mesh())
     assert (extractor.name, extractor.width, len(extractor.digest)) == ("inception_unchecked", 2048, 64)
+    assert extractor.classifies and not open_extractor("pixels:4x4x3", data_mesh()).classifies
     seen = extract(extractor, arrays["image_0"][None], label="inception")
     np.testing.assert_allclose(seen.features[0], arrays["2048_0"], atol=1e-5, rtol=0)
     weights = np.exp(arrays["logits_unbiased_0"].astype(np.float64))

@@ -166,12 +166,3 @@ def test_what_is_no_image_set_is_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             image_sets.read(*arguments)
-
-
-def test_grey_and_colour_images_are_not_compared(tmp_path):
-    np.save(tmp_path / "colour.npy", IMAGES)
-    np.save(tmp_path / "grey.npy", IMAGES[..., :1])
-    colour, grey = (image_sets.read(f"{tmp_path}/{name}.npy") for name in ("colour", "grey"))
-    image_sets.same_form(colour, colour)
-    with pytest.raises(UserError, match="colour.npy has images of 4x4x3 and .*grey.npy of 4x4x1; bring both to one"):
-        image_sets.same_form(colour, grey)

@@ -93,13 +93,6 @@ def read(
     return _of_arrays(name) if arrays else _of_archive(name, labels_path)
 
 
-def same_form(a: ImageSet, b: ImageSet) -> None:
-    """Raises `UserError` unless the images of both sets have the same height, width and channels."""
-    if a.images.shape[1:] != b.images.shape[1:]:
-        one, other = ("x".join(map(str, s.images.shape[1:])) for s in (a, b))
-        raise UserError(f"{a.name} has images of {one} and {b.name} of {other}; bring both to one size and colour form")
-
-
 def _of_archive(path: str, labels_path: str) -> ImageSet:
     archive = Archive(path)
     if labels_path:

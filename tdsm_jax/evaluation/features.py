@@ -25,7 +25,8 @@ class Extractor(NamedTuple):
     """A frozen network: its kind, the SHA-256 of its weights, and how it sees a batch over the devices of a mesh.
 
     `see` maps {"x": uint8 [B,H,W,3 or 1]}, as `parallel.split` returns it, to (features [B,width],) or to (features,
-    probabilities [B,L]), float32: as arrays over the devices, or as numpy of the rows that this process brings.
+    probabilities [B,L]), float32: as arrays over the devices, or as numpy of the rows that this process brings. With
+    probabilities it `classifies`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Extractor(NamedTuple):
     batch_size: int  # over all devices; bounds the memory
     mesh: DataMesh
     see: Callable[[dict[str, jax.Array]], tuple[Any, ...]]
+    classifies: bool = False
 
 
 class Seen(NamedTuple):
@@ -53,7 +55,7 @@ def inception_extractor(name: str, digest: str, variables: Params, mesh: DataMes
         seen = InceptionV3().apply(variables, batch["x"])
         return seen.features, jax.nn.softmax(seen.logits)
 
-    return Extractor(name, digest, WIDTH, INCEPTION_BATCH * mesh.size, mesh, per_device(see, mesh, variables))
+    return Extractor(name, digest, WIDTH, INCEPTION_BATCH * mesh.size, mesh, per_device(see, mesh, variables), True)
 
 
 def pixel_extractor(shape: tuple[int, int, int], mesh: DataMesh) -> Extractor:

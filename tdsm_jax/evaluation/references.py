@@ -129,6 +129,14 @@ def check_extractor(path: str | os.PathLike, reference: Reference, name: str, di
         raise UserError(f"{path} has {reference.real.mean.size} features an image, the extractor {name} {width}")
 
 
+def check_form(path: str | os.PathLike, reference: Reference, shape: Sequence[int], what: str) -> None:
+    """Raises `UserError` unless the images of a reference have the shape (H, W, C) of `what`, where it says theirs."""
+    made = reference.description.get("images", {}).get("shape", [0, *shape])[1:]
+    if tuple(made) != tuple(shape):
+        one, other = ("x".join(map(str, form)) for form in (made, shape))
+        raise UserError(f"{path} is of images of {one}, {what} of {other}; bring both to one size and colour form")
+
+
 def check_classes(
     path: str | os.PathLike, reference: Reference, num_classes: int | None, what: str, class_names: Sequence[str] = ()
 ) -> None:

@@ -6,6 +6,7 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation.frechet import frechet_distance
 from tdsm_jax.evaluation.neighbours import density_coverage
 
+SPLITS = 10  # of the Inception Score as it is published
 _SHUFFLE_SEED = 2020  # that of torch-fidelity
 
 
@@ -33,7 +34,7 @@ def compare(
     }
 
 
-def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
+def inception_score(probabilities: np.ndarray, splits: int = SPLITS) -> tuple[float, float]:
     """Returns mean and standard deviation over `splits` of the Inception Score (Salimans et al. 2016).
 
     exp of the mean over examples of KL(p(y|x) || p(y)), p(y) being their mean, within each of `splits` parts; published
