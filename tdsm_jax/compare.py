@@ -50,7 +50,8 @@ def main(arguments: argparse.Namespace) -> None:
     seen = observed(extractor, made, _parts(arguments, "made"))
     values = measure.measured(reference.real, seen, metrics, measure.watched)
     words = f"{len(made.images)} images of {arguments.made}, features {extractor.name}. {reference.words}"
-    table = metric_table.markdown([values], reference.floor, reference.description.get("class_names", ()))
+    names = reference.description.get("class_names", ())
+    table = metric_table.markdown([values], reference.floor, names, extractor.name)
     text = f"{words} {reference.floor_words}".strip() + f"\n\n{table}"
     if hosts.is_writer():
         print(text)

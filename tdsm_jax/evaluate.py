@@ -106,7 +106,8 @@ def _text(arguments: argparse.Namespace, evaluation: Evaluation, repeats: list[d
         reference.words,
         given if arguments.floor else reference.floor_words,
     )
-    table = metric_table.markdown(repeats, floor, reference.description.get("class_names", ()))
+    names = reference.description.get("class_names", ())
+    table = metric_table.markdown(repeats, floor, names, evaluation.extractor.name)
     return f"{' '.join(words).strip()}\n\n{table}"
 
 
