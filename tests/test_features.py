@@ -147,13 +147,15 @@ def test_a_stop_that_is_asked_for_comes_between_two_batches(images, tmp_path, mo
         extract(toy(4), images, label="toy", parts=tmp_path)
 
 
-@pytest.mark.parametrize("what", ["images", "count", "network"])
+@pytest.mark.parametrize("what", ["images", "an inner image", "count", "network"])
 def test_parts_of_other_images_or_networks_are_refused(what, images, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "BLOCK", 8)
     extract(toy(4), images, label="toy", parts=tmp_path)
     other, seen_by = images.copy(), toy(4, name="other") if what == "network" else toy(4)
     if what == "images":
         other[0] += 1
+    elif what == "an inner image":
+        other[3] += 1
     elif what == "count":
         other = other[:20]
     with pytest.raises(UserError, match=r"00000000.npz: was not made of these images by .*; delete "):

@@ -19,6 +19,7 @@ from tdsm_jax.training.state import Params
 BLOCK = 1024  # images between two writes: what an interruption can cost, some minutes on a CPU
 INCEPTION_BATCH = 32  # images a device: some 0.3 GiB; larger batches are no faster on CPU
 PIXEL_BATCH = 512  # images a device
+_HASHED = 64  # images that are hashed at a time
 
 
 class Extractor(NamedTuple):
@@ -152,10 +153,11 @@ def _part(parts: paths.Path, start: int) -> paths.Path:
 
 
 def _origin(extractor: Extractor, images: Any, start: int) -> str:
-    """Returns a digest of what the block from `start` on is made by and of: the network, the first and last image."""
-    ends = _rows(images, np.array([start, min(start + BLOCK, len(images)) - 1]))
-    shown = hashlib.sha256(ends.tobytes()).hexdigest()
-    return files.digest([extractor.name, extractor.digest, list(images.shape), shown])
+    """Returns a digest of what the block from `start` on is made by and of: the network, and every image of it."""
+    shown, end = hashlib.sha256(), min(start + BLOCK, len(images))
+    for first in range(start, end, _HASHED):
+        shown.update(_rows(images, np.arange(first, min(first + _HASHED, end))))
+    return files.digest([extractor.name, extractor.digest, list(images.shape), shown.hexdigest()])
 
 
 def _read_part(path: paths.Path, extractor: Extractor, images: Any, start: int) -> dict[str, np.ndarray]:
