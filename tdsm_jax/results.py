@@ -92,7 +92,7 @@ def fit_resnet_judge(run: Run, classifier: str) -> None:
     fitted = fit_plain(run, Labelled(data.images, data.labels), folder, classifier)
     classifiers.write_fitted(run.workdir / folder / "judge.npz", fitted)
     seen = judge.verdicts(resnet(run, classifier), fitted.params, test.images, run.mesh)
-    # What a perfect generator would score: trained on real images, seen on real images.
+    # Both are of the real images that it is trained on and seen on.
     both = (
         accuracies(f"{name}_{classifier}", seen, test.labels, run.num_classes) for name in ("label_fidelity", "cas")
     )
@@ -183,9 +183,10 @@ def measures_file(run: Run, method: str, name: str = "") -> paths.Path:
 
 
 def real_measures(run: Run) -> dict[str, Any]:
-    """Returns the same metrics for the real test images: what a perfect generator would score.
+    """Returns the same metrics for the real test images: what a perfect generator would score with as few samples.
 
-    Fidelity and CAS coincide there: both are the test accuracy of the judge, which is trained on real images.
+    Distances of fewer images are larger, see `counts`: of more samples it would score less. Fidelity and CAS coincide
+    there: both are the test accuracy of the judge, which is trained on real images.
     """
     test, K, real = run.test_set, run.num_classes, {}
     if configuration.small_judge(run.config):
@@ -208,6 +209,12 @@ def measured(run: Run, method: str) -> dict[str, Any]:
         small |= files.read_json(measures_file(run, method, classifier))
     names = map(extractor_name, extractors(run.config))
     return small | {name: files.read_json(measures_file(run, method, name)) for name in names}
+
+
+def counts(run: Run) -> dict[str, int]:
+    """Returns how many images a method makes, how many real ones these are compared with, and how many `real` is of."""
+    made = run.config.sampling.per_class * run.num_classes
+    return {"samples": made, "compared_with": len(compared_with(run).labels), "test": len(run.test_set.labels)}
 
 
 def judges(run: Run, real: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -260,6 +267,7 @@ def collect_metrics(run: Run) -> dict[str, Any]:
         "methods": methods,
         "recovery": methods.get("tdsm", {}).get("recovery", {}),
         "real": real,
+        "counts": counts(run),
         "judges": judges(run, real),
         "transition": {k: table[k] for k in ("estimator", "relative_l1", "condition_number")},
         "classifier": table["classifier"],

@@ -274,6 +274,12 @@ def test_more_judges_leave_the_small_ones_numbers_alone(measured):
     assert before["real"].items() <= after["real"].items()
 
 
+def test_the_counts_of_images_stand_beside_the_metrics(measured):
+    run, _, after, _ = measured
+    made, compared_with, test = len(run.samples("dsm").labels), len(run.train_set.labels), len(run.test_set.labels)
+    assert after["counts"] == {"samples": made, "compared_with": compared_with, "test": test}
+
+
 def test_each_judge_has_keys_of_its_own_with_its_accuracy_and_weights(measured):
     run, _, after, _ = measured
     for name in ("resnet18", "resnet50"):

@@ -140,14 +140,19 @@ def test_the_manifest_is_printed_as_a_table():
 ARCHIVES = "data=/there/train.zip,test=/there/test.zip"
 
 
-def finish(workdir, name, *, seed=0, metrics, arguments=ARCHIVES, more=(), training_files=(), **changed):
+def finish(workdir, name, *, seed=0, metrics, arguments=ARCHIVES, training_files=(), **changed):
     """Leaves a workdir as a finished run of a cell does, its config recorded with some keys changed.
 
-    `more` joins metrics.json; `training_files` are what the score network's unit read.
+    `training_files` are what the score network's unit read.
     """
     config = configuration.resolved(config_of(f"cell={name},{arguments},seed={seed}"))
     values = configuration.flatten(config) | {key.replace("__", "."): value for key, value in changed.items()}
-    content = {"methods": {CELLS[name].trained: metrics}, "config_hash": f"{seed}{'abcdef' * 10}", **dict(more)}
+    content = {
+        "methods": {CELLS[name].trained: metrics},
+        "real": {"cas_resnet50": 0.95, "inception": {"fd": 3.5, "cw_fd": 9.5 + seed}},
+        "counts": {"samples": 50000, "compared_with": 50000, "test": 10000},
+        "config_hash": f"{seed}{'abcdef' * 10}",
+    }
     files.write_json(workdir / "metrics.json", content)
     record(workdir, "labels", values | {"file /there/train.zip": "0", "file /there/test.zip": "0"})
     score = {"unit labels": unit_hash(workdir, "labels"), **{f"file {path}": "0" for path in training_files}}
@@ -194,6 +199,25 @@ def test_finished_seeds_stand_beside_the_published_values(tmp_path):
     (other,) = rows_of(text, "c10-sym40-dsm")
     assert other[2] == "" and other[cas : cas + 2] == ["", "47.21 (tdsm)"]  # not run
     assert "| (c10-sym40) | DMIS, not built here |" in text and "13.85 (dmis)" in text
+
+
+def test_real_test_images_give_the_floor_of_a_setting(tmp_path):
+    for name, seed in (("c10-sym40-dsm", 0), ("c10-sym40-tdsm", 0), ("c10-sym40-tdsm", 1), ("c10-sym50-dsm", 0)):
+        changed = {"score__steps": 7} if name == "c10-sym50-dsm" else {}
+        finish(tmp_path / f"{name}-seed{seed}", name, seed=seed, metrics={"inception": {"cw_fd": 16.0}}, **changed)
+    text = table.collect(str(tmp_path), smoke=False)
+    real = [row for row in rows_of(text, r"(c10-sym40)") if row[1].startswith("real")]
+    assert [row[1] for row in real] == ["real test images: 10000, where cells have 50000 samples"]
+    assert real[0][column(text, "CW-FID")] == "10.00 ± 0.71"  # of two seeds, not of three runs
+    assert real[0][column(text, "CAS, %")] == "95.00 ± 0.00"
+    assert not [row for row in rows_of(text, "(c10-sym50)") if row[1].startswith("real")]  # not the recipe
+
+
+def test_the_real_images_of_clothing1m_are_said(tmp_path):
+    said = "not to the million"
+    assert said not in table.collect(str(tmp_path), smoke=False)
+    finish(tmp_path / "clothing1m-dsm", "clothing1m-dsm", metrics={"inception": {"fd": 9.0}}, arguments="data=/there/c")
+    assert said in table.collect(str(tmp_path), smoke=False)
 
 
 def test_a_run_that_is_not_the_recipe_has_a_row_of_its_own_and_says_why(tmp_path):

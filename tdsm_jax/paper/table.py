@@ -29,6 +29,10 @@ _FREE = re.compile(
 _FILES = (  # keys that name the files which every run reads
     "data.path", "data.test_path", "data.labels_path", "label_noise.path", "label_noise.order_path", "transition.path"
 )  # fmt: skip
+_CLOTHING = (
+    "clothing1m-*: FID and the other distances are to the clean training and validation images, whose labels are true, "
+    "not to the million."
+)
 _MOST_OFF = 0.02  # how far the rate of labels from a file may be from the cell's: a draw of 10000 labels is within it
 _MOST_OFF_ENTRY = 0.1  # the same of one entry of their matrix: 500 images of a class are within it
 
@@ -43,6 +47,8 @@ class Finished(NamedTuple):
     differs: tuple[str, ...]  # lines "key: recipe -> run"
     metrics: Mapping[str, Any]  # of the cell's method, flat
     workdir: str
+    real: Mapping[str, Any]  # the same of the real test images
+    counts: Mapping[str, int]  # of metrics.json
 
 
 def collect(folder: str, smoke: bool) -> str:
@@ -87,7 +93,17 @@ def finished(cell: Cell, workdir: paths.Path) -> Finished | None:
     made_up = recorded["data.name"] == _MADE_UP
     values = flat(metrics["methods"][cell.trained])
     differs = (*differences(cell, recorded), *other_labels(recorded, workdir))
-    return Finished(cell, recorded["seed"], metrics["config_hash"], made_up, differs, values, str(workdir))
+    return Finished(
+        cell,
+        recorded["seed"],
+        metrics["config_hash"],
+        made_up,
+        differs,
+        values,
+        str(workdir),
+        flat(metrics["real"]),
+        metrics["counts"],
+    )
 
 
 def vouched(workdir: paths.Path) -> dict[str, Any]:
@@ -193,6 +209,10 @@ def markdown(found: Sequence[Finished], hidden: int = 0) -> str:
             rows.append(row(cell, of_group, mark))
         setting = cell.name.removesuffix(f"-{cell.method}") if cell.method != "clean" else cell.name
         last = cell.method in ("clean", "floor")
+        if last:
+            rows += real_rows(
+                setting, [one for one in found if one.cell.name.startswith(f"{setting}-") or one.cell == cell]
+            )
         if last and setting in FOLLOW_UPS:
             values = FOLLOW_UPS[setting]
             names = ", ".join(sorted({one.source.upper() for one in values.values()}))
@@ -200,10 +220,30 @@ def markdown(found: Sequence[Finished], hidden: int = 0) -> str:
     headings = ["cell", "method", "seed: config", "mark"]
     for name, metric in METRICS.items():
         headings += [metric.heading, "published"] if _is_published(name) else [metric.heading]
+    notes += [_CLOTHING] if any(one.cell.config == "clothing1m.py" for one in found) else []
     said = [f"Left out: {hidden} on made-up images (--smoke shows them)."] if hidden else []
     return "\n\n".join(
         [grid(headings, rows), *said, *(["\n".join(notes)] if notes else []), f"Published:\n{sources()}"]
     )
+
+
+def real_rows(setting: str, of_setting: Sequence[Finished]) -> list[list[str]]:
+    """Returns what the real test images of a setting score in the place of samples: the floor of its distances.
+
+    Of the runs that are the recipe, and of those on made-up images; runs of one seed have the same.
+    """
+    rows = []
+    for made_up in (False, True):
+        chosen = [one for one in of_setting if one.made_up == made_up and (made_up or not one.differs)]
+        if chosen:
+            by_seed = {one.seed: one._replace(metrics=one.real) for one in chosen}
+            counts = chosen[0].counts
+            words = (
+                f"real test images: {counts['test']}, where cells have {counts['samples']} samples" if counts else ""
+            )
+            mark = "smoke: made-up images" if made_up else ""
+            rows.append([f"({setting})", words or "real test images", "", mark, *numbers(list(by_seed.values()), {})])
+    return rows
 
 
 def row(cell: Cell, of_group: Sequence[Finished], mark: str) -> list[str]:
