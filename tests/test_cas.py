@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tdsm_jax import config as configuration
-from tdsm_jax import extractors, files, plan, results
+from tdsm_jax import extractors, files, judge_stages, plan
 from tdsm_jax.benchmark.cells import carry_out
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import judge, report_words
@@ -252,8 +252,8 @@ def measured(tmp_path_factory):
         return types.SimpleNamespace(features=pooled(images), probabilities=None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "open_extractor", lambda spec, mesh: f"opened {spec}")
-        patch.setattr(results, "extract", extract)
+        patch.setattr(judge_stages, "open_extractor", lambda spec, mesh: f"opened {spec}")
+        patch.setattr(judge_stages, "extract", extract)
         for name, network in SHALLOW.items():
             patch.setitem(JUDGES, name, network)
         run = carry_out(config, workdir, ())
