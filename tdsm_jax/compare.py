@@ -14,6 +14,8 @@ on where it stopped.
 
 import argparse
 
+import numpy as np
+
 from tdsm_jax import files, hosts, paths, pipeline
 from tdsm_jax.command import add_host_options, new_parser, run_on_hosts
 from tdsm_jax.data import image_sets
@@ -21,7 +23,7 @@ from tdsm_jax.data.image_sets import ImageSet
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation import measure, metric_table, references
 from tdsm_jax.evaluation.features import Extractor
-from tdsm_jax.evaluation.measure import METRICS, chosen_metrics
+from tdsm_jax.evaluation.measure import METRICS, Real, chosen_metrics
 from tdsm_jax.evaluation.references import Reference
 from tdsm_jax.extractors import open_extractor
 from tdsm_jax.make_ref_stats import (
@@ -41,13 +43,15 @@ def main(arguments: argparse.Namespace) -> None:
     extractor = open_extractor(arguments.features, data_mesh())
     made = image_sets.read(arguments.made)
     asked = asked_metrics(arguments.metrics)
-    reference = _real(arguments, extractor, made, asked)
-    references.check_classes(arguments.images, reference, made.num_classes, arguments.made)
+    stored = references.is_reference(arguments.images)
+    real = references.read(arguments.images) if stored else real_images(arguments)
+    metrics = _chosen(arguments, extractor, real, made, asked)
+    reference = real if stored else _reference(arguments, extractor, real, asked)
     seen = observed(extractor, made, _parts(arguments, "made"))
-    metrics = chosen_metrics(asked, reference.real, seen.probabilities is not None, made.labels is not None)
     values = measure.measured(reference.real, seen, metrics, measure.watched)
     words = f"{len(made.images)} images of {arguments.made}, features {extractor.name}. {reference.words}"
-    table = metric_table.markdown([values], reference.floor, reference.description.get("class_names", ()))
+    names = reference.description.get("class_names", ())
+    table = metric_table.markdown([values], reference.floor, names, extractor.name)
     text = f"{words} {reference.floor_words}".strip() + f"\n\n{table}"
     if hosts.is_writer():
         print(text)
@@ -80,14 +84,28 @@ def asked_metrics(text: str) -> list[str]:
     return names
 
 
-def _real(arguments: argparse.Namespace, extractor: Extractor, made: ImageSet, asked: list[str]) -> Reference:
-    """The real side: a reference that is there, or one made of images and not kept."""
-    if references.is_reference(arguments.images):
-        reference = references.read(arguments.images)
-        references.check_extractor(arguments.images, reference, extractor.name, extractor.digest, extractor.width)
-        return reference
-    images = real_images(arguments)
-    image_sets.same_form(images, made)
+def _chosen(
+    arguments: argparse.Namespace, extractor: Extractor, real: Reference | ImageSet, made: ImageSet, asked: list[str]
+) -> tuple[str, ...]:
+    """Returns the metrics; sets that cannot be compared by them are a `UserError` before either is looked at."""
+    expected = real if isinstance(real, Reference) else _expected(extractor, real)
+    references.check_extractor(arguments.images, expected, extractor.name, extractor.digest, extractor.width)
+    references.check_form(arguments.images, expected, made.images.shape[1:], arguments.made)
+    references.check_classes(arguments.images, expected, made.num_classes, arguments.made, made.class_names)
+    metrics = chosen_metrics(asked, expected.real, extractor.classifies, made.labels is not None)
+    measure.check_sizes(metrics, expected.real, len(made.images), made.labels)
+    return metrics
+
+
+def _expected(extractor: Extractor, images: ImageSet) -> Reference:
+    """What is known of the reference of images before they are looked at."""
+    unseen = Real(np.zeros(extractor.width), np.zeros((0, 0)), np.zeros((0, extractor.width)), images.labels)
+    about = {"num_classes": images.num_classes, "class_names": images.class_names}
+    return Reference(unseen, about | {"images": {"shape": images.images.shape}})
+
+
+def _reference(arguments: argparse.Namespace, extractor: Extractor, images: ImageSet, asked: list[str]) -> Reference:
+    """The reference of images, which is not kept."""
     seen = observed(extractor, images, _parts(arguments, "real"))
     return reference_of(extractor, images, seen, {} if arguments.no_floor else floor_of(seen, asked))
 

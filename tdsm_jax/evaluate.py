@@ -16,6 +16,7 @@ only where --export names a zip file or folder.
 """
 
 import argparse
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,8 +26,8 @@ from tdsm_jax.command import add_host_options, new_parser, run_on_hosts
 from tdsm_jax.compare import add_metric_options, asked_metrics
 from tdsm_jax.data import edm_zip
 from tdsm_jax.errors import UserError
-from tdsm_jax.evaluation import class_wise, features, measure, metric_table, references
-from tdsm_jax.evaluation.measure import NEAREST, Observed, chosen_metrics
+from tdsm_jax.evaluation import features, measure, metric_table, references
+from tdsm_jax.evaluation.measure import Observed, chosen_metrics
 from tdsm_jax.evaluation.references import Reference
 from tdsm_jax.extractors import open_extractor
 from tdsm_jax.model_stages import Sampling
@@ -37,6 +38,8 @@ from tdsm_jax.training.parallel import DataMesh, data_mesh, round_up
 from tdsm_jax.training.state import stream_key
 
 _LABELS_SEED = 0
+_EXPORT = "export.json"  # beside the parts of a seed: where its images are kept
+_SEEDS = re.compile(r"\bseed(\d+)\.(?:json|parts)\b")
 
 
 class Evaluation(NamedTuple):
@@ -59,6 +62,10 @@ def main(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     if arguments.seed < 0:
         raise UserError(f"--seed must be at least 0, got {arguments.seed}")
+    if not 0 < arguments.rho < np.inf:
+        raise UserError(f"--rho must be a positive number, got {arguments.rho}")
+    if not np.isfinite(arguments.guidance):
+        raise UserError(f"--guidance must be a number, got {arguments.guidance}")
     out = paths.absolute(arguments.out)
     runtime.configure(compilation_cache=runtime.cache_folder(out))
     path = model_path(arguments.checkpoint)
@@ -66,20 +73,19 @@ def main(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments, path, evaluation)
     _check_same(out, settings)
     seeds = range(arguments.seed, arguments.seed + arguments.repeats)
-    exports = {seed: _export_path(arguments, seed) for seed in seeds} if arguments.export else {}
-    _check_exports(out, exports)
+    exports = _exports(arguments, out, seeds)
+    floor = _floor(arguments, evaluation)
     files.write_json(out / "settings.json", settings)
     done = [seed for seed in seeds if paths.exists(_result(out, seed))]
     hosts.check_equal(files.digest(done), f"view of the finished repeats in {out}")
-    repeats = [
-        files.read_json(_result(out, seed)) if seed in done else _repeat(evaluation, seed, exports.get(seed))
-        for seed in seeds
-    ]
-    floor = _floor(arguments, evaluation)
+    for seed in done if hosts.is_writer() else ():  # a process may have ended just before it removed them
+        paths.remove(_parts(out, seed))
+    repeats = [_kept(out, seed) if seed in done else _repeat(evaluation, seed, exports.get(seed)) for seed in seeds]
     text = _text(arguments, evaluation, repeats, floor)
     result = {
         "summary": metric_table.summarised(repeats),
         "floor": floor,
+        "floor_reference": _named(arguments.floor) if arguments.floor else None,
         "per_seed": dict(zip(map(str, seeds), repeats, strict=True)),
         "settings": settings,
         "reference": {k: v for k, v in evaluation.reference.description.items() if k != "floor"},
@@ -100,7 +106,8 @@ def _text(arguments: argparse.Namespace, evaluation: Evaluation, repeats: list[d
         reference.words,
         given if arguments.floor else reference.floor_words,
     )
-    table = metric_table.markdown(repeats, floor, reference.description.get("class_names", ()))
+    names = reference.description.get("class_names", ())
+    table = metric_table.markdown(repeats, floor, names, evaluation.extractor.name)
     return f"{' '.join(words).strip()}\n\n{table}"
 
 
@@ -127,16 +134,10 @@ def _evaluation(arguments: argparse.Namespace, path: paths.Path, out: paths.Path
     model = model_file.read(path)
     K = model.network.num_classes
     references.check_classes(arguments.reference, reference, K, f"the model {path}")
-    shape = reference.description.get("images", {}).get("shape", [0, *model.image_shape])[1:]
-    if tuple(shape) != tuple(model.image_shape):
-        raise UserError(f"{arguments.reference} is of images {tuple(shape)}, the model makes {model.image_shape}")
-    # What could be found out after hours of sampling is found out now, by a look at a single grey image.
-    grey = np.full((1, *model.image_shape), 128, np.uint8)
-    classifies = features.extract(extractor, grey, label="a first look").probabilities is not None
-    metrics = chosen_metrics(asked_metrics(arguments.metrics), reference.real, classifies, bool(K))
+    references.check_form(arguments.reference, reference, model.image_shape, f"the model {path}")
+    metrics = chosen_metrics(asked_metrics(arguments.metrics), reference.real, extractor.classifies, bool(K))
     labels = _labels(arguments, reference, K)
-    if "class_wise" in metrics:
-        class_wise.check_classes(reference.real.labels, labels, max(NEAREST))
+    measure.check_sizes(metrics, reference.real, len(labels), labels)
     sampling = Sampling(arguments.steps, arguments.rho, arguments.guidance, round_up(arguments.batch_size))
     return Evaluation(model, sampling, labels, reference, metrics, extractor, mesh, out)
 
@@ -164,54 +165,93 @@ def _settings(arguments: argparse.Namespace, path: paths.Path, evaluation: Evalu
         "rho": arguments.rho,
         "guidance": arguments.guidance,
         "metrics": list(evaluation.metrics),
-        "reference": {"path": str(arguments.reference), "sha256": files.file_digest(arguments.reference)},
+        "reference": _named(arguments.reference),
         "extractor": {"name": extractor.name, "digest": extractor.digest},
     }
+
+
+def _named(path: str) -> dict[str, str]:
+    return {"path": path, "sha256": files.file_digest(path)}
 
 
 def _check_same(out: paths.Path, settings: dict[str, Any]) -> None:
     """Raises `UserError` where a folder holds the results of other settings; where files lie makes no difference."""
     if not paths.exists(out / "settings.json"):
         return
-    there, here = files.read_json(out / "settings.json"), settings
+    there = files.read_json(out / "settings.json")
     for name in settings:
-        a, b = ({k: v for k, v in s[name].items() if k != "path"} if isinstance(s[name], dict) else s[name]
-                for s in (there, here))  # fmt: skip
+        a, b = (_without_path(s.get(name)) for s in (there, settings))
         if a != b:
             raise UserError(f"--out={out} holds an evaluation of another {name}; give another folder")
 
 
-def _export_path(arguments: argparse.Namespace, seed: int) -> paths.Path:
-    path = paths.path_of(arguments.export)
-    return path if arguments.repeats == 1 else path.with_name(f"{path.stem}-seed{seed}{path.suffix}")
+def _without_path(setting: Any) -> Any:
+    return {k: v for k, v in setting.items() if k != "path"} if isinstance(setting, dict) else setting
 
 
-def _check_exports(out: paths.Path, exports: dict[int, paths.Path]) -> None:
-    for seed, path in exports.items():
-        if paths.exists(_result(out, seed)) and not paths.exists(path):
+def _exports(arguments: argparse.Namespace, out: paths.Path, seeds: range) -> dict[int, paths.Path]:
+    """Returns where the images of each seed are kept: where they were begun to be, else in a file that is not there.
+
+    The file of a single seed has the name that is given, unless another seed's images have it.
+    """
+    if not arguments.export:
+        return {}
+    plain = paths.absolute(arguments.export)
+    named = {seed: plain.with_name(f"{plain.stem}-seed{seed}{plain.suffix}") for seed in seeds}
+    begun = {seed: _exported(out, seed) for seed in seeds}
+    others = any(_exported(out, int(seed)) for seed in _SEEDS.findall(" ".join(p.name for p in paths.children(out))))
+    exports = {}
+    for seed in seeds:
+        path = begun[seed] or (named[seed] if len(seeds) > 1 or others else plain)
+        if paths.exists(_result(out, seed)) and not begun[seed]:
             raise UserError(f"{out} has measured seed {seed} without keeping its images; give another --out")
-        if paths.exists(path) and not paths.exists(out / "settings.json"):
-            raise UserError(f"--export={path} exists; give another path or remove it")
+        if path not in (plain, named[seed]):
+            raise UserError(f"{out} keeps the images of seed {seed} in {path}; give the same --export as before")
+        if paths.exists(_result(out, seed)) and not paths.exists(path):
+            raise UserError(f"{path}: the images of seed {seed} are there no more; give another --out")
+        if paths.exists(path) and not begun[seed]:
+            raise UserError(f"{path} is there already, and not from here; give another --export, or remove it")
+        exports[seed] = path
+    return exports
+
+
+def _exported(out: paths.Path, seed: int) -> paths.Path | None:
+    """Where the images of a seed that was measured or begun are kept, or None."""
+    for record in (_result(out, seed), _parts(out, seed) / _EXPORT):
+        if paths.exists(record):
+            path = files.read_json(record).get("export")
+            return paths.path_of(path) if path else None
+    return None
 
 
 def _result(out: paths.Path, seed: int) -> paths.Path:
     return out / f"seed{seed}.json"
 
 
+def _parts(out: paths.Path, seed: int) -> paths.Path:
+    return out / f"seed{seed}.parts"
+
+
+def _kept(out: paths.Path, seed: int) -> dict[str, Any]:
+    """The values of a seed that was measured before."""
+    return {name: value for name, value in files.read_json(_result(out, seed)).items() if name != "export"}
+
+
 def _repeat(evaluation: Evaluation, seed: int, export: paths.Path | None) -> dict[str, Any]:
     """Draws the images of a seed, measures them, and keeps what came out."""
-    e, parts = evaluation, evaluation.out / f"seed{seed}.parts"
+    e, parts = evaluation, _parts(evaluation.out, seed)
     key, images_at, features_at = stream_key(seed, "sample"), parts / "images", parts / "features"
     images = model_stages.drawn(e.model, e.sampling, e.labels, key, e.mesh, images_at, f"sample seed {seed}")
     if len(images) != len(e.labels):
         raise AssertionError(f"{len(images)} images for {len(e.labels)} labels")
     labels = e.labels if e.model.network.num_classes else None
     if export is not None and hosts.is_writer() and not paths.exists(export):
+        files.write_json(parts / _EXPORT, {"export": str(export)})  # first: what is there later is ours
         edm_zip.write(export, images, labels)
     seen = features.extract(e.extractor, images, label=f"features seed {seed}", parts=features_at)
     observed = Observed(seen.features, seen.probabilities, labels)
     values = measure.measured(e.reference.real, observed, e.metrics, measure.watched)
-    files.write_json(_result(e.out, seed), values)
+    files.write_json(_result(e.out, seed), values | ({"export": str(export)} if export is not None else {}))
     hosts.barrier(f"seed {seed}")  # nobody reads the parts any more
     if hosts.is_writer():
         paths.remove(parts)
@@ -226,7 +266,9 @@ def _floor(arguments: argparse.Namespace, evaluation: Evaluation) -> dict[str, A
     other = references.read(arguments.floor)
     extractor = evaluation.extractor
     references.check_extractor(arguments.floor, other, extractor.name, extractor.digest, extractor.width)
-    references.check_classes(arguments.floor, other, reference.num_classes, arguments.reference)
+    names = reference.description.get("class_names", ())
+    references.check_form(arguments.floor, other, evaluation.model.image_shape, "the model")
+    references.check_classes(arguments.floor, other, reference.num_classes, arguments.reference, names)
     if other.real.features is None:
         raise UserError(f"--floor={arguments.floor} has no features; make one with python -m tdsm_jax.make_ref_stats")
     left_out = ("is", *(("class_wise",) if other.real.labels is None else ()))

@@ -46,7 +46,8 @@ def main(arguments: argparse.Namespace) -> None:
     references.write(arguments.out, reference)
     forget(parts)
     classes = f", {reference.num_classes} classes" if reference.num_classes else ", no labels"
-    print(f"{arguments.out}: {len(seen.features)} images{classes}, {extractor.width} features of {extractor.name}")
+    if hosts.is_writer():
+        print(f"{arguments.out}: {len(seen.features)} images{classes}, {extractor.width} features of {extractor.name}")
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tdsm_jax import config as configuration
-from tdsm_jax import files, label_stages, model_stages, paths, refinement, results, robust_losses
-from tdsm_jax.data.edm_zip import fingerprint
+from tdsm_jax import files, judge_stages, label_stages, model_stages, paths, refinement, results, robust_losses
 from tdsm_jax.data.label_files import GIVEN
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.estimators import ESTIMATORS
@@ -133,22 +132,22 @@ def _result_units(run: Run) -> list[Unit]:
     if configuration.small_judge(config):
         reads = (*data, *_JUDGE)
         made = ("judge", "judge/judge.npz", "references/judge.npz")
-        judging.append(_unit(run, "judge", results.fit_judge, reads, (), made))
+        judging.append(_unit(run, "judge", judge_stages.fit_judge, reads, (), made))
         for m in config.methods:
             makes = (f"measures/{m}", f"measures/{m}/metrics.json")
-            measures.append(_unit(run, f"measure/{m}", results.measure, reads, ("judge", f"sample/{m}"), makes, m))
+            measures.append(_unit(run, f"measure/{m}", judge_stages.measure, reads, ("judge", f"sample/{m}"), makes, m))
     for c in configuration.resnet_judges(config):
         reads = (*data, f"evaluation.{c}")
         made = (f"judge_{c}", f"judge_{c}/judge.npz", f"judge_{c}/real.json")
-        judging.append(_unit(run, f"judge/{c}", results.fit_resnet_judge, reads, (), made, c))
-        measures += (_measure_unit(run, results.measure_labels, m, c, reads, f"judge/{c}") for m in config.methods)
+        judging.append(_unit(run, f"judge/{c}", judge_stages.fit_resnet_judge, reads, (), made, c))
+        measures += (_measure_unit(run, judge_stages.measure_labels, m, c, reads, f"judge/{c}") for m in config.methods)
     for spec in configuration.extractors(config):
         name, weights = configuration.extractor_name(spec), _weights(spec)
         made, parts = (f"references/{name}.npz",), (f"references/{name}",)
-        reference = (f"references/{name}", results.make_reference, data, (), made, spec)
+        reference = (f"references/{name}", judge_stages.make_reference, data, (), made, spec)
         judging.append(_unit(run, *reference, inputs=weights, scratch=parts))
         every, needed = ("real", *config.methods), f"references/{name}"
-        measures += (_measure_unit(run, results.measure_features, m, spec, data, needed) for m in every)
+        measures += (_measure_unit(run, judge_stages.measure_features, m, spec, data, needed) for m in every)
     everything = ("transition", *(unit.name for unit in measures))
     page = _unit(run, "report", results.write_report, ("task",), everything, ("metrics.json", "report.html"))
     return [*judging, *measures, page]
@@ -164,13 +163,17 @@ def _measure_unit(run: Run, work: Callable, method: str, by: str, reads: tuple[s
 
 
 def _weights(spec: str) -> dict[str, str]:
-    """The hash of the weights that an extractor reads, of a folder that of its list of files; or a `UserError`."""
-    path = paths.path_of(spec.partition(":")[2])
+    """The hash of the weights that an extractor reads, of a folder that of the files it reads; or a `UserError`."""
+    kind, _, given = spec.partition(":")
+    if kind == "pixels":  # which has none
+        return {}
+    path = paths.path_of(given)
     if paths.is_file(path):
         return {str(path): files.file_digest(path)}
     if not paths.exists(path):
         raise UserError(f"{path}: no such file or folder (config key evaluation.features names it)")
-    return {str(path): fingerprint(path)}
+    read = sorted(file for file in paths.children(path) if file.suffix in (".json", ".safetensors", ".bin"))
+    return {str(path): files.digest([[file.name, files.file_digest(file)] for file in read])}
 
 
 def _robust_losses_units(run: Run) -> list[Unit]:

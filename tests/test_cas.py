@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tdsm_jax import config as configuration
-from tdsm_jax import extractors, files, plan, results
+from tdsm_jax import extractors, files, judge_stages, plan
 from tdsm_jax.benchmark.cells import carry_out
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import judge, report_words
@@ -20,6 +20,7 @@ from tdsm_jax.evaluation.measure import Observed, real_of
 from tdsm_jax.evaluation.measure import measured as measured_of
 from tdsm_jax.evaluation.table import markdown
 from tdsm_jax.networks.resnet import BOTTLENECKS, JUDGES, Bottleneck, ResNet
+from tdsm_jax.run import Run
 from tdsm_jax.training import parallel
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -206,12 +207,22 @@ def test_bad_evaluation_keys(key, value, said):
 
 def test_the_weights_of_an_extractor_are_part_of_what_its_results_depend_on(tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights.bin").write_bytes(b"one")
-    before = plan._weights(f"clip:{tmp_path / 'model'}")
-    (tmp_path / "model" / "weights.bin").write_bytes(b"three")
-    assert plan._weights(f"clip:{tmp_path / 'model'}") != before
+    for name in ("weights.bin", "weights.safetensors", "config.json"):
+        (tmp_path / "model" / name).write_bytes(b"one")
+        before = plan._weights(f"clip:{tmp_path / 'model'}")
+        (tmp_path / "model" / name).write_bytes(b"two")  # as long
+        assert plan._weights(f"clip:{tmp_path / 'model'}") != before
     with pytest.raises(UserError, match="no such file or folder .config key evaluation.features"):
         plan._weights("inception:none.pth")
+
+
+def test_pixels_are_planned_without_weights(tmp_path):
+    config = config_of("digits", "smoke")
+    config.evaluation.features = ("judge", "pixels:8x8x1")
+    configuration.validate(config)
+    planned = {unit.name: unit for unit in plan.units(Run(config, tmp_path))}
+    assert planned["references/pixels"].makes == ("references/pixels.npz",)
+    assert not any("pixels:" in path for unit in planned.values() for path in unit.inputs)
 
 
 # -- a run --------------------------------------------------------------------------------------------------
@@ -241,8 +252,8 @@ def measured(tmp_path_factory):
         return types.SimpleNamespace(features=pooled(images), probabilities=None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "open_extractor", lambda spec, mesh: f"opened {spec}")
-        patch.setattr(results, "extract", extract)
+        patch.setattr(judge_stages, "open_extractor", lambda spec, mesh: f"opened {spec}")
+        patch.setattr(judge_stages, "extract", extract)
         for name, network in SHALLOW.items():
             patch.setitem(JUDGES, name, network)
         run = carry_out(config, workdir, ())
@@ -261,6 +272,12 @@ def test_more_judges_leave_the_small_ones_numbers_alone(measured):
         kept = {key: value for key, value in after["methods"][method].items() if key in values}
         assert {**kept, "recovery": values.get("recovery")} == {**values, "recovery": values.get("recovery")}
     assert before["real"].items() <= after["real"].items()
+
+
+def test_the_counts_of_images_stand_beside_the_metrics(measured):
+    run, _, after, _ = measured
+    made, compared_with, test = len(run.samples("dsm").labels), len(run.train_set.labels), len(run.test_set.labels)
+    assert after["counts"] == {"samples": made, "compared_with": compared_with, "test": test}
 
 
 def test_each_judge_has_keys_of_its_own_with_its_accuracy_and_weights(measured):

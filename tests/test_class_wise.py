@@ -146,3 +146,8 @@ def test_the_table_shows_what_real_images_score():
     assert rows["KID"][2].strip() == "–"
     assert {"class-wise coverage, k = 5, worst class", "Inception Score, 10 splits", "ant", "bee", "2"} <= rows.keys()
     assert not any("spread" in name for name in rows)
+
+
+def test_the_discrepancy_is_called_cmmd_where_it_is_of_clips_embeddings():
+    for extractor, words in (("clip", "CMMD"), ("dinov2", "MMD of embeddings, a thousandfold")):
+        assert f"\n| {words} | 2 |" in markdown([{"cmmd": 2.0}], {}, (), extractor)

@@ -22,6 +22,7 @@ from tdsm_jax import files, hosts
 from tdsm_jax.data import edm_zip, sources
 from tdsm_jax.data.edm_zip import Archive
 from tdsm_jax.diffusion.process import EDM
+from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import features, measure, references
 from tdsm_jax.evaluation.frechet import frechet_distance
 from tdsm_jax.evaluation.kernels import kid
@@ -128,6 +129,12 @@ def test_a_reference_says_what_it_was_made_of(made):
     assert {"fd", "kid", "cmmd", "density_k3", "cw_fd", "cw_coverage_k5_per_class"} <= reference.floor.keys()
 
 
+def test_one_host_alone_says_that_a_reference_is_made(made, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "is_writer", lambda: False)
+    code, said, errors = call("make_ref_stats", f"--images={made}/digits.zip", PIXELS, f"--out={tmp_path}/r.npz")
+    assert (code, said) == (0, ""), errors
+
+
 def test_repeats_are_measured_beside_the_floor_and_exported(made, call, tmp_path):
     export = tmp_path / "samples.zip"
     code, table, errors = evaluate(call, made, tmp_path / "out", "--repeats=2", f"--export={export}")
@@ -160,6 +167,44 @@ def test_repeats_are_measured_beside_the_floor_and_exported(made, call, tmp_path
     assert left >= {"metrics.json", "metrics.md", "seed0.json", "seed1.json"} and not any("parts" in n for n in left)
 
 
+def test_exported_images_have_the_name_of_their_seed_and_are_ours(made, call, tmp_path, monkeypatch):
+    out, export = tmp_path / "out", tmp_path / "samples.zip"
+
+    def again(*more, to=export):
+        return evaluate(call, made, out, "--metrics=fd", f"--export={to}", *more, n=16)
+
+    export.write_text("another's")
+    code, _, errors = again()
+    assert code == 2 and "samples.zip is there already, and not from here; give another --export" in errors
+    assert export.read_text() == "another's" and not out.exists()
+    export.unlink()
+    with monkeypatch.context() as patch:  # stopped after the export
+        patch.setattr(features, "extract", lambda *_, **__: sys.exit(7))
+        assert again()[0] == 7
+    assert export.exists() and not (out / "seed0.json").exists()
+    before = export.stat().st_mtime_ns
+    assert again()[0] == 0 and export.stat().st_mtime_ns == before
+    assert files.read_json(out / "seed0.json")["export"] == str(export)
+    (out / "seed0.parts").mkdir()  # as a process that ended before it removed them
+    assert again("--repeats=2")[0] == 0  # the first keeps its name
+    assert not list(out.glob("*.parts"))
+    assert again("--seed=2")[0] == 0  # of one repeat, but the plain name is another seed's
+    assert {path.name for path in tmp_path.glob("*.zip")} == {f"samples{x}.zip" for x in ("", "-seed1", "-seed2")}
+    assert again("--seed=1")[0] == 0  # is there
+    assert "export" not in json.loads((out / "metrics.json").read_text())["per_seed"]["1"]
+    code, _, errors = again(to=tmp_path / "other.zip")
+    assert code == 2 and "keeps the images of seed 0 in " in errors
+    export.unlink()
+    code, _, errors = again()
+    assert code == 2 and "the images of seed 0 are there no more; give another --out" in errors
+
+
+def test_results_of_fewer_settings_are_another_evaluation(made, call, tmp_path):
+    files.write_json(tmp_path / "out" / "settings.json", {"n": 80})
+    code, _, errors = evaluate(call, made, tmp_path / "out", "--metrics=fd")
+    assert code == 2 and "holds an evaluation of another model; give another folder" in errors
+
+
 def test_an_image_depends_on_the_seed_and_its_number_alone(made, call, tmp_path):
     """Not on how many are drawn, on the batch size, or on which repeat it belongs to."""
     loads = []
@@ -175,7 +220,7 @@ def test_an_image_depends_on_the_seed_and_its_number_alone(made, call, tmp_path)
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(made, call, tmp_path, monkeypatch):
     assert evaluate(call, made, tmp_path / "whole", "--metrics=fd,kid")[0] == 0
-    for after, batches in ((4, 3), (3, 5)):  # in the middle of sampling, and before the extraction
+    for after, batches in ((3, 3), (2, 5)):  # in the middle of sampling, and before the extraction
         polls = iter(range(100))
         with monkeypatch.context() as patch:
             patch.setattr(hosts, "stop_asked", lambda polls=polls, after=after: next(polls) == after)
@@ -230,6 +275,8 @@ def test_other_real_images_give_the_floor(made, call, tmp_path):
     train, (_, test) = real_images(), sources.load(sources.DataSpec("digits"))
     floor = json.loads((tmp_path / "out" / "metrics.json").read_text())["floor"]
     assert floor == {"fd": pytest.approx(frechet_distance(pixels(train.images), pixels(test.images)))}
+    named = {"path": f"{tmp_path}/test.npz", "sha256": files.file_digest(tmp_path / "test.npz")}
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["floor_reference"] == named
 
 
 def test_two_sets_of_images_are_compared(made, call, tmp_path):
@@ -266,11 +313,11 @@ def test_an_interrupted_comparison_goes_on_after_what_it_has_seen(made, call, tm
         assert kept == {"real": 5, "made": 2}
         patch.setattr(hosts, "stop_asked", lambda: False)
         seen = []
-        pixel_rows = features._rows
-        patch.setattr(features, "_rows", lambda images, index: seen.append(len(index)) or pixel_rows(images, index))
+        in_batches = features.in_batches
+        patch.setattr(features, "in_batches", lambda *given: seen.append(given[3]) or in_batches(*given))
         code, _, errors = call(*command)
         assert not code, errors
-    assert sum(n for n in seen if n > 2) < 300  # of the made images alone; two at a time bind a part to its images
+    assert sum(seen) < 300  # of the made images alone
     found = files.read_json(tmp_path / "both.json")["metrics"]["fd"]
     assert found == pytest.approx(frechet_distance(pixels(real_images().images), pixels(test.images)))
     assert not list(tmp_path.glob("*.parts"))
@@ -287,7 +334,55 @@ def test_unlabelled_images_and_moments_of_other_programs_give_what_they_can(made
         "fd": pytest.approx(frechet_distance(x, pixels(test.images)), rel=1e-6)
     }
     code, table, errors = call("compare", made / "digits.zip", tmp_path / "test.npy", PIXELS, "--no_floor")
-    assert code == 0 and "class-wise" not in table and "CMMD" in table, errors
+    assert code == 0 and "class-wise" not in table and "CMMD" not in table, errors
+    assert "MMD of embeddings, a thousandfold" in table
+
+
+@pytest.fixture
+def no_extraction(monkeypatch):
+    def extract(*_, **__):
+        raise AssertionError("images were looked at")
+
+    monkeypatch.setattr(features, "extract", extract)
+
+
+def test_sets_that_cannot_be_compared_are_refused_before_they_are_looked_at(made, call, no_extraction, tmp_path):
+    grey = np.arange(30, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
+    for name, images, labels in (
+        ("colour", grey.repeat(3, 3), np.arange(30) % 10),
+        ("wide", grey.repeat(2, 2), np.arange(30) % 10),
+        ("few", grey, np.arange(30) % 10),
+        ("two", grey, np.arange(30) % 2),
+        ("four", grey[:4], np.arange(4) % 2),
+    ):
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=labels)
+    for real in (made / "digits.zip", made / "ref.npz"):
+        for name, more, said in (
+            ("colour", (), "is of images of 8x8x1, .*colour.npz of 8x8x3; bring both to one size and colour form"),
+            ("wide", (), "is of images of 8x8x1, .*wide.npz of 8x16x1"),
+            ("few", (), "class 0 has 3 generated examples; class-wise metrics need more than 5"),
+            ("two", (), "has 10 classes, .*two.npz has 2"),
+            ("few", ("--metrics=is",), "the metric is needs an extractor that is a classifier"),
+        ):
+            code, _, errors = call("compare", real, tmp_path / f"{name}.npz", PIXELS, *more)
+            assert code == 2 and re.search(said, errors) and errors.count("\n") == 1, errors
+
+
+def test_an_inception_score_needs_ten_images():
+    with pytest.raises(UserError, match="the metric is needs at least 10 images, got 9; give more, or other metrics"):
+        measure.check_sizes(("is",), None, 9, None)
+    measure.check_sizes(("is",), None, 10, None)
+
+
+def test_classes_of_other_names_are_not_compared(call, tmp_path):
+    images = np.arange(36, dtype=np.uint8).reshape(36, 1, 1, 1).repeat(8, 1).repeat(8, 2)
+    labels = np.arange(36, dtype=np.int32) % 3
+    for name, classes in (("a", ("ant", "bee", "cow")), ("b", ("bee", "cow", "ant")), ("numbers", ("0", "1", "2"))):
+        edm_zip.write(tmp_path / f"{name}.zip", images, labels, classes)
+    code, _, errors = call("compare", tmp_path / "a.zip", tmp_path / "b.zip", PIXELS, "--metrics=fd")
+    assert code == 2 and re.search("class 0 is 'ant' in .*a.zip and 'bee' in .*b.zip; name the classes", errors), errors
+    code, _, errors = call("compare", tmp_path / "a.zip", tmp_path / "numbers.zip", PIXELS, "--metrics=fd")
+    assert code == 0, errors
 
 
 def test_references_that_do_not_fit_are_refused_before_anything_is_drawn(made, call, tmp_path):
@@ -302,6 +397,9 @@ def test_references_that_do_not_fit_are_refused_before_anything_is_drawn(made, c
         code, _, errors = call("make_ref_stats", f"--images={tmp_path}/{images}", by, f"--out={tmp_path}/{out}_ref.npz")
         assert code == 0, errors
     np.savez(tmp_path / "none.npz", x=few)
+    small = references.read(made / "ref.npz")  # as of an extractor for which images of any size are as good
+    small.description["images"]["shape"] = [300, 4, 16, 1]
+    references.write(tmp_path / "small_ref.npz", small)
     model_file.write(tmp_path / "two.npz", tiny_model(num_classes=2))
     two, few_ref = f"--checkpoint={tmp_path}/two.npz", f"--reference={tmp_path}/few_ref.npz"
     for more, said in (
@@ -315,6 +413,13 @@ def test_references_that_do_not_fit_are_refused_before_anything_is_drawn(made, c
         (("--metrics=fid",), "unknown metric 'fid'; did you mean 'fd'"),
         (("--metrics=is",), "the metric is needs an extractor that is a classifier"),
         (("--n=0",), "--n must be at least 1, got 0"),
+        (("--n=4", "--metrics=neighbours"), "the metric neighbours needs at least 6 images, got 4"),
+        (("--rho=0",), "--rho must be a positive number, got 0.0"),
+        (("--rho=inf",), "--rho must be a positive number, got inf"),
+        (("--guidance=nan",), "--guidance must be a number, got nan"),
+        ((f"--floor={tmp_path}/absent.npz",), "absent.npz: no such file"),
+        ((f"--floor={tmp_path}/small_ref.npz",), "small_ref.npz is of images of 4x16x1, the model of 8x8x1"),
+        ((f"--reference={tmp_path}/small_ref.npz",), "small_ref.npz is of images of 4x16x1, the model .* of 8x8x1"),
         (("--features=inceptoin:x",), "there is no feature extractor 'inceptoin'; did you mean 'inception'"),
         ((f"--checkpoint={tmp_path}",), "holds no ema.npz and no finished checkpoint"),
         ((f"--checkpoint={tmp_path}/absent",), "absent: no such file or folder"),
@@ -322,7 +427,7 @@ def test_references_that_do_not_fit_are_refused_before_anything_is_drawn(made, c
     ):
         code, _, errors = evaluate(call, made, tmp_path / "out", *more)
         assert code == 2 and re.search(said, errors), errors
-        assert [line for line in errors.splitlines() if not line.startswith("a first look")][1:] == []
+        assert errors.count("\n") == 1 or "usage" in errors
         assert not (tmp_path / "out").exists()
 
 

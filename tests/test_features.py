@@ -147,13 +147,15 @@ def test_a_stop_that_is_asked_for_comes_between_two_batches(images, tmp_path, mo
         extract(toy(4), images, label="toy", parts=tmp_path)
 
 
-@pytest.mark.parametrize("what", ["images", "count", "network"])
+@pytest.mark.parametrize("what", ["images", "an inner image", "count", "network"])
 def test_parts_of_other_images_or_networks_are_refused(what, images, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "BLOCK", 8)
     extract(toy(4), images, label="toy", parts=tmp_path)
     other, seen_by = images.copy(), toy(4, name="other") if what == "network" else toy(4)
     if what == "images":
         other[0] += 1
+    elif what == "an inner image":
+        other[3] += 1
     elif what == "count":
         other = other[:20]
     with pytest.raises(UserError, match=r"00000000.npz: was not made of these images by .*; delete "):
@@ -196,6 +198,7 @@ def test_the_extractor_of_a_file_sees_as_torch_fidelity_does(tmp_path):
         open_extractor(f"inception:{tmp_path}/weights.pth", data_mesh())
     extractor = open_extractor(f"inception_unchecked:{tmp_path}/weights.pth", data_mesh())
     assert (extractor.name, extractor.width, len(extractor.digest)) == ("inception_unchecked", 2048, 64)
+    assert extractor.classifies and not open_extractor("pixels:4x4x3", data_mesh()).classifies
     seen = extract(extractor, arrays["image_0"][None], label="inception")
     np.testing.assert_allclose(seen.features[0], arrays["2048_0"], atol=1e-5, rtol=0)
     weights = np.exp(arrays["logits_unbiased_0"].astype(np.float64))

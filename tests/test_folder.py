@@ -14,7 +14,7 @@ from ml_collections import FrozenConfigDict
 from PIL import Image
 
 from class_folders import class_folders, picture
-from tdsm_jax import checks, results
+from tdsm_jax import checks, judge_stages
 from tdsm_jax import config as configuration
 from tdsm_jax.data import folder, label_files, pictures, sources
 from tdsm_jax.data.pictures import Form
@@ -318,18 +318,18 @@ def test_metrics_of_labels_rest_on_the_checked_images(tmp_path, monkeypatch):
     """The judge never learns from a label as given, and no such label is compared with."""
     run = given_run(tmp_path, f"test={tmp_path / 'checked'}")
     learnt = []
-    monkeypatch.setattr(results, "fit_plain", lambda run, data, name: learnt.append(data))
-    monkeypatch.setattr(results.classifiers, "write_fitted", lambda path, fitted: None)
-    results.fit_judge(run)
+    monkeypatch.setattr(judge_stages, "fit_plain", lambda run, data, name: learnt.append(data))
+    monkeypatch.setattr(judge_stages.classifiers, "write_fitted", lambda path, fitted: None)
+    monkeypatch.setattr(judge_stages, "look", lambda run, images: (None, np.asarray(images, float).mean(axis=(1, 2))))
+    judge_stages.fit_judge(run)
     np.testing.assert_array_equal(learnt[0].images, run.reference.images)
     np.testing.assert_array_equal(learnt[0].labels, run.reference.labels)
-    monkeypatch.setattr(results, "look", lambda run, images: (None, np.asarray(images, float).mean(axis=(1, 2))))
     g = np.random.default_rng(0)
-    measured = results.distances(run, g.random((6, 3)), np.arange(6) % 3)
+    measured = judge_stages.distances(run, g.random((6, 3)), np.arange(6) % 3)
     assert {"cw_fd", "cw_density", "fd"} <= measured.keys()
     changed = np.roll(run.train_set.labels, 1)
     object.__setattr__(run.train_set, "labels", changed)
-    assert results.distances(run, g.random((6, 3)) * 0, np.arange(6) % 3).keys() == measured.keys()
+    assert judge_stages.distances(run, g.random((6, 3)) * 0, np.arange(6) % 3).keys() == measured.keys()
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_labels_of_an_archive_are_replaced_and_parts_are_those_of_a_run(tmp_path
     assert image_sets.read(str(path), labels_path=str(labels)).labels.tolist() == [0] * 6
     train, test = sources.load(sources.DataSpec("archive", path=str(path), test_fraction=0.5, split_seed=3))
     for split, part in (("train", train), ("test", test)):
-        found = image_sets.read(str(path), split, numbers={"test_fraction": 0.5, "split_seed": 3})
+        found = image_sets.read(str(path), split, given={"test_fraction": 0.5, "split_seed": 3})
         np.testing.assert_array_equal(found.images, part.images)
         np.testing.assert_array_equal(found.labels, part.labels)
 
@@ -71,6 +71,28 @@ def test_subfolders_are_classes(name, tmp_path):
     order = np.argsort(names)
     np.testing.assert_array_equal(everything(found), IMAGES[order])
     assert found.labels.tolist() == LABELS[order].tolist() and found.class_names == ("ant", "bee", "cow")
+
+
+@pytest.mark.parametrize("above", ["", "set/"])
+def test_folders_named_by_numbers_are_those_classes(above, tmp_path):
+    """Not by the order of their names, in which 10 comes before 2."""
+    images = np.arange(24, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    write_pngs(tmp_path / "set", [f"{above}{i % 12}/{i}.png" for i in range(24)], images)
+    found = image_sets.read(str(tmp_path / "set"))
+    assert found.labels.tolist() == (everything(found)[:, 0, 0, 0] % 12).tolist()
+    assert found.num_classes == 12 and found.class_names == tuple(map(str, range(12)))
+    write_pngs(tmp_path / "gaps", ["2/a.png", "10/b.png"], images[:2])
+    found = image_sets.read(str(tmp_path / "gaps"))
+    assert found.labels.tolist() == [10, 2] and found.num_classes == 11
+    write_pngs(tmp_path / "words", [f"{above}c{i % 12}/{i}.png" for i in range(24)], images)
+    assert image_sets.read(str(tmp_path / "words")).class_names[:4] == ("c0", "c1", "c10", "c11")
+
+
+@pytest.mark.parametrize("name", ["set.zip", "set"])
+def test_images_in_a_single_folder_are_unlabelled(name, tmp_path):
+    write_pngs(tmp_path / name, [f"samples/{i}.png" for i in range(6)])
+    found = image_sets.read(str(tmp_path / name))
+    assert found.labels is None and found.class_names == () and len(found.images) == 6
 
 
 @pytest.mark.parametrize("names", [[f"{i:06d}.png" for i in range(6)], [f"{i // 4:06d}/{i:06d}.png" for i in range(6)]])
@@ -104,7 +126,7 @@ def test_named_datasets():
         found = image_sets.read("digits", split)
         np.testing.assert_array_equal(found.images, part.images)
         np.testing.assert_array_equal(found.labels, part.labels)
-    assert len(image_sets.read("synthetic", numbers={"num_images": 100}).images) == 80
+    assert len(image_sets.read("synthetic", given={"num_images": 100}).images) == 80
 
 
 @pytest.mark.parametrize(
@@ -144,12 +166,3 @@ def test_what_is_no_image_set_is_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             image_sets.read(*arguments)
-
-
-def test_grey_and_colour_images_are_not_compared(tmp_path):
-    np.save(tmp_path / "colour.npy", IMAGES)
-    np.save(tmp_path / "grey.npy", IMAGES[..., :1])
-    colour, grey = (image_sets.read(f"{tmp_path}/{name}.npy") for name in ("colour", "grey"))
-    image_sets.same_form(colour, colour)
-    with pytest.raises(UserError, match="colour.npy has images of 4x4x3 and .*grey.npy of 4x4x1; bring both to one"):
-        image_sets.same_form(colour, grey)

@@ -132,6 +132,15 @@ def test_metric_table_orders_methods_marks_the_best_and_skips_the_ceiling():
     assert rows["FD ↓"] == ["0.50", "0.80", "0.90", "<b>0.10</b>", "–"]
 
 
+def test_fewer_real_images_than_samples_are_said():
+    report = _report()
+    for test, said in ((1000, True), (5000, False)):
+        report.metrics["counts"] = {"samples": 5000, "compared_with": 5000, "test": test}
+        text = _check_page(render(report)).text
+        assert "real test images in place of samples" in text
+        assert ("fewer than samples (1000 and 5000): of fewer images distances are larger" in text) == said
+
+
 @pytest.mark.parametrize("kept", ["dsm", "tdsm", "clean"])
 def test_a_run_of_one_method_says_what_is_missing(kept):
     report = _report()

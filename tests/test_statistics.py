@@ -149,19 +149,20 @@ def test_recovery_is_one_at_the_clean_model_and_zero_at_the_noisy_one():
 def test_inception_score_by_hand():
     """Certain and evenly spread over L classes it is L; the same prediction everywhere scores 1."""
     certain = np.tile(np.eye(4), (10, 1))
-    assert inception_score(certain) == (pytest.approx(4), pytest.approx(0, abs=1e-12))
+    assert inception_score(certain, splits=1) == (pytest.approx(4), pytest.approx(0, abs=1e-12))
     assert inception_score(np.full((30, 4), 0.25)) == (pytest.approx(1), pytest.approx(0, abs=1e-12))
     p = np.array([[0.9, 0.1], [0.5, 0.5]])
     by_hand = np.exp(np.mean([sum(row * np.log(row / [0.7, 0.3])) for row in p]))
     assert inception_score(p, splits=1)[0] == pytest.approx(by_hand)
 
 
-def test_inception_score_is_of_consecutive_parts():
-    one_class_a_part = np.repeat(np.eye(10), 5, axis=0)
-    assert inception_score(one_class_a_part)[0] == pytest.approx(1)
-    assert inception_score(one_class_a_part, splits=1)[0] == pytest.approx(10)
-    first, second = np.full((5, 2), 0.5), np.eye(2)[[0, 1, 0, 1]]  # 9 examples in 2 parts: 4 and 5
-    mean, spread = inception_score(np.concatenate([second, first]), splits=2)
-    assert (mean, spread) == (pytest.approx(1.5), pytest.approx(0.5))
+def test_inception_score_is_of_shuffled_parts():
+    """Sets are in the order of their classes, where consecutive parts would be of one class each and score 1."""
+    by_class = np.repeat(np.eye(10), 500, axis=0)
+    assert inception_score(by_class)[0] > 9.8
+    assert inception_score(by_class, splits=1)[0] == pytest.approx(10)
+    order, p = np.random.RandomState(2020).permutation(9), np.random.default_rng(0).dirichlet(np.ones(3), 9)
+    parts = [inception_score(p[of_part], splits=1)[0] for of_part in (order[:4], order[4:])]  # 9 examples: 4 and 5
+    assert inception_score(p, splits=2) == (pytest.approx(np.mean(parts)), pytest.approx(np.std(parts)))
     with pytest.raises(UserError, match="of 10 parts needs at least 10 examples, got 9"):
         inception_score(np.full((9, 2), 0.5))

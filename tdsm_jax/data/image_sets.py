@@ -1,9 +1,10 @@
 """Sets of images to be compared, in whichever form they come: archives, folders of PNG files, .npz, .npy.
 
-An archive (a folder or a zip file) with a dataset.json has the labels of that. Without one, subfolders of PNG files are
-classes, in the order of their names; subfolders named by five digits or more only number the images, as those of
-samplers do. A .npz holds `images` and maybe `labels`, as ours, or `arr_0` and maybe `arr_1` as ADM's sample batches;
-a .npy holds images alone. Arrays are uint8 [N,H,W,C], or [N,H,W] of grey images.
+An archive (a folder or a zip file) with a dataset.json has the labels of that. Without one, several subfolders of PNG
+files are classes: of the number that is their name where all are numbers, else in the order of their names. Subfolders
+named by five digits or more only number the images, as those of samplers do. A .npz holds `images` and maybe `labels`,
+as ours, or `arr_0` and maybe `arr_1` as ADM's sample batches; a .npy holds images alone. Arrays are uint8 [N,H,W,C], or
+[N,H,W] of grey images.
 """
 
 import dataclasses
@@ -92,13 +93,6 @@ def read(
     return _of_arrays(name) if arrays else _of_archive(name, labels_path)
 
 
-def same_form(a: ImageSet, b: ImageSet) -> None:
-    """Raises `UserError` unless the images of both sets have the same height, width and channels."""
-    if a.images.shape[1:] != b.images.shape[1:]:
-        one, other = ("x".join(map(str, s.images.shape[1:])) for s in (a, b))
-        raise UserError(f"{a.name} has images of {one} and {b.name} of {other}; bring both to one size and colour form")
-
-
 def _of_archive(path: str, labels_path: str) -> ImageSet:
     archive = Archive(path)
     if labels_path:
@@ -111,8 +105,24 @@ def _of_archive(path: str, labels_path: str) -> ImageSet:
         if len(classes) > 1 and "" in classes:
             raise UserError(f"{path}: holds PNG files beside folders of them; put each into the folder of its class")
         return ImageSet(path, ArchiveImages(archive), None)
-    labels = np.array([classes.index(folder) for folder in folders], np.int32)
-    return ImageSet(path, ArchiveImages(archive), labels, tuple(classes))
+    if len(classes) == 1:  # samples/0.png
+        return ImageSet(path, ArchiveImages(archive), None)
+    number, names = _numbered_classes(classes)
+    return ImageSet(path, ArchiveImages(archive), np.array([number[folder] for folder in folders], np.int32), names)
+
+
+def _numbered_classes(folders: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Returns the class of each folder, of those in order, and the names of the classes."""
+    parents, names = (
+        {folder.rpartition("/")[0] for folder in folders},
+        [folder.rpartition("/")[2] for folder in folders],
+    )
+    if len(parents) > 1:
+        names = folders
+    if all(re.fullmatch("[0-9]+", name) for name in names):  # in the order of names 10 would come before 2
+        numbers = {folder: int(name) for folder, name in zip(folders, names, strict=True)}
+        return numbers, tuple(map(str, range(max(numbers.values()) + 1)))
+    return {folder: y for y, folder in enumerate(folders)}, tuple(names)
 
 
 def _of_arrays(path: str) -> ImageSet:

@@ -19,13 +19,15 @@ from tdsm_jax.training.state import Params
 BLOCK = 1024  # images between two writes: what an interruption can cost, some minutes on a CPU
 INCEPTION_BATCH = 32  # images a device: some 0.3 GiB; larger batches are no faster on CPU
 PIXEL_BATCH = 512  # images a device
+_HASHED = 64  # images that are hashed at a time
 
 
 class Extractor(NamedTuple):
     """A frozen network: its kind, the SHA-256 of its weights, and how it sees a batch over the devices of a mesh.
 
     `see` maps {"x": uint8 [B,H,W,3 or 1]}, as `parallel.split` returns it, to (features [B,width],) or to (features,
-    probabilities [B,L]), float32: as arrays over the devices, or as numpy of the rows that this process brings.
+    probabilities [B,L]), float32: as arrays over the devices, or as numpy of the rows that this process brings. With
+    probabilities it `classifies`.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Extractor(NamedTuple):
     batch_size: int  # over all devices; bounds the memory
     mesh: DataMesh
     see: Callable[[dict[str, jax.Array]], tuple[Any, ...]]
+    classifies: bool = False
 
 
 class Seen(NamedTuple):
@@ -53,7 +56,7 @@ def inception_extractor(name: str, digest: str, variables: Params, mesh: DataMes
         seen = InceptionV3().apply(variables, batch["x"])
         return seen.features, jax.nn.softmax(seen.logits)
 
-    return Extractor(name, digest, WIDTH, INCEPTION_BATCH * mesh.size, mesh, per_device(see, mesh, variables))
+    return Extractor(name, digest, WIDTH, INCEPTION_BATCH * mesh.size, mesh, per_device(see, mesh, variables), True)
 
 
 def pixel_extractor(shape: tuple[int, int, int], mesh: DataMesh) -> Extractor:
@@ -150,10 +153,11 @@ def _part(parts: paths.Path, start: int) -> paths.Path:
 
 
 def _origin(extractor: Extractor, images: Any, start: int) -> str:
-    """Returns a digest of what the block from `start` on is made by and of: the network, the first and last image."""
-    ends = _rows(images, np.array([start, min(start + BLOCK, len(images)) - 1]))
-    shown = hashlib.sha256(ends.tobytes()).hexdigest()
-    return files.digest([extractor.name, extractor.digest, list(images.shape), shown])
+    """Returns a digest of what the block from `start` on is made by and of: the network, and every image of it."""
+    shown, end = hashlib.sha256(), min(start + BLOCK, len(images))
+    for first in range(start, end, _HASHED):
+        shown.update(_rows(images, np.arange(first, min(first + _HASHED, end))))
+    return files.digest([extractor.name, extractor.digest, list(images.shape), shown.hexdigest()])
 
 
 def _read_part(path: paths.Path, extractor: Extractor, images: Any, start: int) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from tdsm_jax.evaluation.frechet import gaussian_distance, moments_of
 from tdsm_jax.evaluation.kernels import cmmd, kid
 from tdsm_jax.evaluation.neighbours import neighbour_metrics
 from tdsm_jax.evaluation.pairs import Watch, check_features, unwatched
-from tdsm_jax.evaluation.statistics import inception_score
+from tdsm_jax.evaluation.statistics import SPLITS, inception_score
 from tdsm_jax.training.logs import Progress
 
 NEAREST = (3, 5)  # neighbours: 3 for precision, recall and the published class-wise numbers, 5 as in prdc
@@ -69,6 +69,20 @@ def chosen_metrics(asked: Collection[str], real: Real, classifies: bool, labelle
         return tuple(name for name in METRICS if name in asked)
     left_out = ("cmmd",) if classifies else ()  # published for embeddings
     return tuple(name for name in METRICS if not reasons.get(name) and name not in left_out)
+
+
+def check_sizes(metrics: Collection[str], real: Real, count: int, labels: np.ndarray | None) -> None:
+    """Raises `UserError` where `count` generated images of `labels` are too few for a metric: known before any is seen.
+
+    Of the real images only the labels are read.
+    """
+    for name, least in (("fd", 2), ("kid", 2), ("neighbours", max(NEAREST) + 1), ("is", SPLITS)):
+        if name in metrics and count < least:
+            raise UserError(
+                f"the metric {name} needs at least {least} images, got {count}; give more, or other metrics"
+            )
+    if "class_wise" in metrics:
+        class_wise.check_classes(real.labels, labels, max(NEAREST))
 
 
 def measured(real: Real, fake: Observed, metrics: Collection[str], watch: Watch = unwatched) -> dict[str, Any]:

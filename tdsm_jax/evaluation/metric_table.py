@@ -13,7 +13,7 @@ _NAMES = {
     "kid": "KID",
     "is": "Inception Score, 10 splits",
     "is_whole": "Inception Score, whole",
-    "cmmd": "CMMD",
+    "cmmd": "MMD of embeddings, a thousandfold",
 }
 _HIDDEN = ("_spread", "_worst_class", "_per_class", "_classes")  # in the JSON alone
 _CLASS_COLUMNS = ("fd", "density_k3", "coverage_k3", "density_k5", "coverage_k5")
@@ -43,14 +43,20 @@ def _higher_is_better(name: str) -> bool:
     return name.removeprefix("cw_").startswith(HIGHER_IS_BETTER)
 
 
-def markdown(repeats: Sequence[Values], floor: Values, class_names: Sequence[str] = ()) -> str:
+def markdown(repeats: Sequence[Values], floor: Values, class_names: Sequence[str] = (), extractor: str = "") -> str:
     """Returns the table of all numbers, and one of the classes where there are class-wise ones.
 
-    `floor`: what real images score against real ones, without what is not known of it.
+    `floor`: what real images score against real ones, without what is not known of it. `extractor`: whose features
+    they are of.
     """
     summary = summarised(repeats)
     rows = [
-        [named(name), _mean_and_spread(value, len(repeats)), _short(value["best"]), _short(floor.get(name))]
+        [
+            "CMMD" if (name, extractor) == ("cmmd", "clip") else named(name),
+            _mean_and_spread(value, len(repeats)),
+            _short(value["best"]),
+            _short(floor.get(name)),
+        ]
         for name, value in summary.items()
         if isinstance(value, dict) and not name.endswith(_HIDDEN)
     ]

@@ -74,7 +74,8 @@ def open_pretrained(kind: str, folder: str | os.PathLike, mesh: DataMesh) -> Ext
     _check_type(kind, folder)
     preprocessing = read_preprocessing(folder / "preprocessor_config.json")
     weights = weight_files(folder)
-    digests = [files.file_digest(path) for path in weights]
+    settings = [folder / "config.json", folder / "preprocessor_config.json"]  # without which weights say nothing
+    digest = files.digest([files.file_digest(path) for path in (*settings, *weights)])
     torch, transformers = _torch(kind)
     model = _load(torch, transformers, kind, folder, weights[0].suffix == ".safetensors")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,7 +95,7 @@ def open_pretrained(kind: str, folder: str | os.PathLike, mesh: DataMesh) -> Ext
         raise UserError(
             f"{folder}: takes no images of {side} pixels ({_line(error)}); check its config files"
         ) from None
-    return Extractor(kind, digests[0] if len(digests) == 1 else files.digest(digests), width, BATCH_SIZE, mesh, see)
+    return Extractor(kind, digest, width, BATCH_SIZE, mesh, see)
 
 
 def own_rows(array: jax.Array) -> np.ndarray:
@@ -173,6 +174,7 @@ def _torch(kind: str) -> tuple[types.ModuleType, types.ModuleType]:
         raise UserError(
             f"feature extractor {kind!r} needs PyTorch and transformers ({_line(error)}); pip install 'tdsm_jax[clip]'"
         ) from None
+    torch.backends.cudnn.allow_tf32 = False  # convolutions of fewer digits than those of a CPU
     transformers.logging.set_verbosity_error()  # what is wrong ends in an error here
     transformers.logging.disable_progress_bar()
     return torch, transformers

@@ -7,8 +7,10 @@ labels, and at 2048 features would take 33 MB a class.
 """
 
 import datetime
+import itertools
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,8 +129,30 @@ def check_extractor(path: str | os.PathLike, reference: Reference, name: str, di
         raise UserError(f"{path} has {reference.real.mean.size} features an image, the extractor {name} {width}")
 
 
-def check_classes(path: str | os.PathLike, reference: Reference, num_classes: int | None, what: str) -> None:
-    """Raises `UserError` where `what` has labels of another number of classes than a reference with labels."""
+def check_form(path: str | os.PathLike, reference: Reference, shape: Sequence[int], what: str) -> None:
+    """Raises `UserError` unless the images of a reference have the shape (H, W, C) of `what`, where it says theirs."""
+    made = reference.description.get("images", {}).get("shape", [0, *shape])[1:]
+    if tuple(made) != tuple(shape):
+        one, other = ("x".join(map(str, form)) for form in (made, shape))
+        raise UserError(f"{path} is of images of {one}, {what} of {other}; bring both to one size and colour form")
+
+
+def check_classes(
+    path: str | os.PathLike, reference: Reference, num_classes: int | None, what: str, class_names: Sequence[str] = ()
+) -> None:
+    """Raises `UserError` where `what` has labels of other classes than a reference with labels.
+
+    Where both name their classes these must be the same ones in one order; numbers are no names.
+    """
     K = reference.num_classes
     if K and num_classes and K != num_classes:
         raise UserError(f"{path} has {K} classes, {what} has {num_classes}; make one of the data it was trained on")
+    both = reference.description.get("class_names", ()), class_names
+    if not all(any(not name.isdecimal() for name in names) for names in both):
+        return
+    for y, (one, other) in enumerate(itertools.zip_longest(*both)):
+        if one != other:
+            raise UserError(
+                f"class {y} is {printable(repr(one))} in {path} and {printable(repr(other))} in {what}; "
+                "name the classes of both alike, or give labels by number in a dataset.json"
+            )

@@ -76,7 +76,7 @@ def _parts(report: Report) -> dict[str, str]:
     provenance = {k: metrics[k] for k in ("config_hash", "label_file_hash", "backend") if k in metrics}
     return {
         "Samples": sections.samples(report.images, names),
-        "Metrics": sections.metric_table(methods, flat(metrics.get("real", {})), metrics.get("judges", {})),
+        "Metrics": sections.metric_table(methods, metrics),
         "Class by class": sections.class_by_class(methods, names),
         "Confusion": sections.confusion(methods, names),
         "Transition matrix": sections.transition_matrix(report.transitions, metrics.get("transition", {}), names),

@@ -12,11 +12,13 @@ from tdsm_jax.evaluation.report_words import (
     METRICS,
     PER_CLASS,
     explanation,
+    flat,
     is_number,
     label,
     metric_value,
     ordered,
     percent,
+    real_words,
     style_index,
     won_back,
 )
@@ -64,8 +66,9 @@ def samples(images: Mapping[str, np.ndarray], class_names: Sequence[str]) -> str
     )
 
 
-def metric_table(methods: Methods, real: Mapping[str, Any], judges: Mapping[str, Any]) -> str:
-    """`real`: what real images score, under the same keys as a method. `judges`: as in metrics.json."""
+def metric_table(methods: Methods, metrics: Mapping[str, Any]) -> str:
+    """`metrics`: metrics.json, of which it reads what real images score, the judges, and the counts of images."""
+    real, in_column = flat(metrics.get("real", {})), real_words(metrics.get("counts", {}))
     if not methods:
         return ""
     head = "".join(f'<th scope="col">{swatch(m)}{escape(label(m))}</th>' for m in methods)
@@ -85,10 +88,10 @@ def metric_table(methods: Methods, real: Mapping[str, Any], judges: Mapping[str,
     meanings = "".join(f"<dt>{name}</dt><dd>{meaning}</dd>" for meaning, name in named.items())
     return (
         "<p>↑ higher is better, ↓ lower is better; bold is the best without clean labels. Small print under a number: "
-        "how much of the damage was won back, – where there was none. “Real vs real”: what real images score.</p>"
+        f"how much of the damage was won back, – where there was none. “Real vs real”: {in_column}.</p>"
         f'<div class="pair"><div class="scroll"><table><thead><tr><th scope="col">Metric</th>{head}'
         f'<th scope="col">Real vs real</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        f"<dl>{meanings}</dl></div>{_judges(judges)}"
+        f"<dl>{meanings}</dl></div>{_judges(metrics.get('judges', {}))}"
     )
 
 

@@ -141,6 +141,16 @@ def style_index(method: str) -> int:
     return list(METHODS).index(method) if method in METHODS else len(METHODS)
 
 
+def real_words(counts: Mapping[str, int]) -> str:
+    """Returns what the column of real images holds; `counts` as in metrics.json."""
+    words = "real test images in place of samples"
+    if counts and counts["test"] < counts["samples"]:
+        words += (
+            f", fewer than samples ({counts['test']} and {counts['samples']}): of fewer images distances are larger"
+        )
+    return words
+
+
 def is_number(value: Any) -> bool:
     """Tells a finite number from everything else that JSON holds."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,6 +6,9 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation.frechet import frechet_distance
 from tdsm_jax.evaluation.neighbours import density_coverage
 
+SPLITS = 10  # of the Inception Score as it is published
+_SHUFFLE_SEED = 2020  # that of torch-fidelity
+
 
 def compare(
     real: np.ndarray, real_labels: np.ndarray, fake: np.ndarray, fake_labels: np.ndarray, nearest: int
@@ -31,15 +34,18 @@ def compare(
     }
 
 
-def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
+def inception_score(probabilities: np.ndarray, splits: int = SPLITS) -> tuple[float, float]:
     """Returns mean and standard deviation over `splits` of the Inception Score (Salimans et al. 2016).
 
-    exp of the mean over examples of KL(p(y|x) || p(y)), p(y) being their mean, within each of `splits` consecutive
-    parts; published with 10 of 5000 each. Shape: [N,L], rows that sum to 1, N >= splits.
+    exp of the mean over examples of KL(p(y|x) || p(y)), p(y) being their mean, within each of `splits` parts; published
+    with 10 of 5000 each. The parts are of shuffled examples, or images in the order of their classes would score
+    little; shuffled as torch-fidelity does, so that both give the same number. Shape: [N,L], rows that sum to 1,
+    N >= splits.
     """
     N = len(probabilities)
     if splits > N:
         raise UserError(f"an Inception Score of {splits} parts needs at least {splits} examples, got {N}")
+    probabilities = probabilities[np.random.RandomState(_SHUFFLE_SEED).permutation(N)]
     scores = []
     for i in range(splits):
         p = probabilities[i * N // splits : (i + 1) * N // splits].astype(np.float64)
