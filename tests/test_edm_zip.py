@@ -322,7 +322,7 @@ def test_labels_from_elsewhere_are_matched_by_name(target, tmp_path):
 def test_written_label_files_are_of_the_same_form(tmp_path):
     names, y_tilde = edm_zip.image_names(5), labels_for(5)
     (tmp_path / "noisy.json").write_text(edm_zip.labels_text(names, y_tilde, ("a", "b", "c")))
-    np.testing.assert_array_equal(edm_zip.read_labels(tmp_path / "noisy.json", names), y_tilde, strict=True)
+    np.testing.assert_array_equal(edm_zip.read_labels(tmp_path / "noisy.json", names)[0], y_tilde, strict=True)
     assert json.loads((tmp_path / "noisy.json").read_text())["labels"][1] == [SECOND, 1]
 
 

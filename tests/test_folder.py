@@ -205,6 +205,12 @@ def test_bad_npz_files_end_in_one_line(tmp_path, content, words):
         read_npz(tmp_path, content)
 
 
+def test_npz_files_that_name_their_classes_in_another_order_are_refused(tmp_path):
+    np.savez(tmp_path / "test.npz", **arrays(class_names=np.array(["a", "c", "b"])))
+    with pytest.raises(UserError, match=r"test\.npz list their classes in another order .class 1 is b .* and c"):
+        read_npz(tmp_path, arrays(class_names=np.array(["a", "b", "c"])), test_path=str(tmp_path / "test.npz"))
+
+
 def given_run(tmp_path, arguments="", **keys):
     """A run on labels as given, of small images."""
     data = tmp_path / "photos"

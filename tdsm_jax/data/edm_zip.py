@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tdsm_jax import files, paths
-from tdsm_jax.data import png
+from tdsm_jax.data import class_order, png
 from tdsm_jax.data.containers import Folder, Zip, read_file
 from tdsm_jax.errors import UserError
 
@@ -81,8 +81,13 @@ class Archive:
         return _class_names(f"{self.path}/{LABELS}", self._own_json) if self.has_labels_file else ()
 
     def labels_of(self, path: str | os.PathLike) -> np.ndarray:
-        """Returns the labels int32 [N] that a separate dataset.json gives to these images, matched by name."""
-        return read_labels(path, self.names)
+        """Returns the labels int32 [N] that a separate dataset.json gives to these images, matched by name.
+
+        Where both name their classes, names in another order are a `UserError`.
+        """
+        labels, class_names = read_labels(path, self.names)
+        class_order.check(self.path, self.class_names, path, class_names)
+        return labels
 
     def images(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns the images uint8 [B, H, W, C] at `indices` [B] of `names`."""
@@ -205,12 +210,16 @@ def _labels(path: str, content: dict, names: Sequence[str]) -> np.ndarray | None
     return np.array([label_of[name] for name in names], np.int32)
 
 
-def read_labels(path: str | os.PathLike, names: Sequence[str]) -> np.ndarray:
-    """Returns the labels int32 [N] that a dataset.json gives to the images `names` [N], all of which it labels."""
-    labels = _labels(str(path), _parse_json(path, read_file(path, MAX_LABELS_BYTES)), names)
+def read_labels(path: str | os.PathLike, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns the labels int32 [N] that a dataset.json gives to the images `names` [N], all of which it labels.
+
+    With them come the class names of that file, () where it has none.
+    """
+    content = _parse_json(path, read_file(path, MAX_LABELS_BYTES))
+    labels = _labels(str(path), content, names)
     if labels is None:
         raise UserError(f'{path}: "labels" is null; give a file that holds labels')
-    return labels
+    return labels, _class_names(str(path), content)
 
 
 def _class_names(path: str, content: dict) -> tuple[str, ...]:

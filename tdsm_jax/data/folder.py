@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from tdsm_jax import files, paths
-from tdsm_jax.data import pictures
+from tdsm_jax.data import class_order, pictures
 from tdsm_jax.data.containers import Folder, Zip
 from tdsm_jax.data.pictures import Form
 from tdsm_jax.data.stream import Corrupt, Reader
@@ -149,7 +149,7 @@ def _class_of(path: paths.Path, name: str, wrapped: bool) -> str:
 
 
 def same_classes(path: str, train: Found, test_path: str, test: Found) -> None:
-    """Raises `UserError` where two parts of a data set have not the same classes."""
+    """Raises `UserError` where two parts of a data set have not the same classes in the same order."""
     differ = sorted(set(train.class_names) ^ set(test.class_names))
     if differ:
         shown = ", ".join(printable(name) for name in differ[:_SHOWN])
@@ -157,6 +157,7 @@ def same_classes(path: str, train: Found, test_path: str, test: Found) -> None:
             f"{path} has {len(train.class_names)} classes and {test_path} {len(test.class_names)}; only one of them "
             f"has: {shown}{', ...' if len(differ) > _SHOWN else ''}"
         )
+    class_order.check(path, train.class_names, test_path, test.class_names)
 
 
 def read_npz(path: str | os.PathLike) -> tuple[Found, Found | None]:

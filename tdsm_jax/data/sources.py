@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from tdsm_jax import paths
-from tdsm_jax.data import clothing1m, folder, stream, synthetic, tfds_store
+from tdsm_jax.data import class_order, clothing1m, folder, stream, synthetic, tfds_store
 from tdsm_jax.data.edm_zip import Archive, image_names, read_labels
 from tdsm_jax.data.folder import Found
 from tdsm_jax.data.pictures import Form
@@ -112,25 +112,24 @@ def _digits(spec: DataSpec) -> tuple[Dataset, Dataset]:
 
 def _archive(spec: DataSpec) -> tuple[Dataset, Dataset]:
     """The images of folders or zip files in the format of StyleGAN and EDM."""
-    whole = _read_archive(spec.path, spec.labels_path, spec.stream)
+    whole, names = _read_archive(spec.path, spec.labels_path, spec.stream)
     if not spec.test_path:
         return stratified_split(whole, spec.test_fraction, spec.split_seed)
-    test = _read_archive(spec.test_path, "", spec.stream)
-    if test.images.shape[1:] != whole.images.shape[1:]:
-        raise UserError(
-            f"{spec.test_path} holds images of shape {test.images.shape[1:]}, but {spec.path} of "
-            f"{whole.images.shape[1:]}; bring both to one form"
-        )
-    class_names = max(whole.class_names, test.class_names, key=len)  # one part may lack the last class
+    test, test_names = _read_archive(spec.test_path, "", spec.stream)
+    _check_alike(spec, whole, test)
+    class_order.check(spec.path, names, spec.test_path, test_names)
+    # One part may lack the last classes; names are better than the numbers that stand for them where there are none.
+    class_names = max(names, test_names, whole.class_names, test.class_names, key=len)
     return tuple(dataclasses.replace(part, class_names=class_names) for part in (whole, test))
 
 
-def _read_archive(path: str, labels_path: str, streamed: bool) -> Dataset:
+def _read_archive(path: str, labels_path: str, streamed: bool) -> tuple[Dataset, tuple[str, ...]]:
+    """The images with their labels, and the names that the archive itself gives to classes, () for none."""
     archive = Archive(path)
     try:
         labels = _archive_labels(archive, labels_path)
         images = stream.Streamed(archive) if streamed else archive.load()
-        return Dataset(_stem(path), images, labels, _class_names(archive, labels))
+        return Dataset(_stem(path), images, labels, _class_names(archive, labels)), archive.class_names
     finally:
         if not streamed:  # else it is read from then on
             archive.close()
@@ -221,7 +220,9 @@ def archive_labels(spec: DataSpec, labels_path: str) -> np.ndarray:
     """
     if spec.name in tfds_store.IMAGES and tfds_store.DATASETS[spec.name].keys != "record" and labels_path:
         train, _ = tfds_store.open_splits(spec.name, spec.path, spec.image_size)
-        return read_labels(labels_path, image_names(len(train)))
+        labels, class_names = read_labels(labels_path, image_names(len(train)))
+        class_order.check(train.directory, train.class_names, labels_path, class_names)
+        return labels
     if spec.name != "archive":
         raise UserError(f"the images of the dataset {spec.name!r} have no names to match labels by; 'archive' has")
     with Archive(spec.path) as archive:
