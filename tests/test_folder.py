@@ -72,6 +72,18 @@ def test_a_zip_holds_what_its_folder_holds(tmp_path):
             np.testing.assert_array_equal(part.labels, other.labels)
 
 
+def test_many_names_are_gone_through_once(tmp_path, monkeypatch):
+    """What is asked of the whole listing is asked once, not for every image of it."""
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for index in range(20_000):
+            archive.writestr(f"{'ab'[index % 2]}/{index}.png", b"")
+    asked, real = [], folder._is_wrapped
+    monkeypatch.setattr(folder, "_is_wrapped", lambda names: asked.append(len(names)) or real(names))
+    found = folder.find(tmp_path / "many.zip", Form(8, 3))
+    assert found.class_names == ("a", "b") and np.bincount(found.labels).tolist() == [10_000, 10_000]
+    assert asked == [20_000]
+
+
 def test_the_middle_of_the_longer_side_is_cut_and_resized():
     wide = picture(0, (30, 12))
     square = np.asarray(wide)[:, 9:21]

@@ -115,7 +115,8 @@ def find(path: str | os.PathLike, form: Form) -> Found:
             f"{f' (nor are {len(others) - 1} more)' if len(others) > 1 else ''}; "
             f"move it away, or convert it to one of {', '.join(pictures.SUFFIXES)}"
         )
-    classes = [_class_of(path, name, _is_wrapped(names)) for name in names]
+    wrapped = _is_wrapped(names)
+    classes = [_class_of(path, name, wrapped) for name in names]
     class_names = tuple(sorted(set(classes)))
     if len(class_names) < 2:
         raise UserError(f"{path}: has one class folder only, {printable(class_names[0])}; two classes are needed")
