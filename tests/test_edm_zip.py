@@ -512,6 +512,24 @@ def test_convert_refuses_what_says_nothing_and_labels_that_are_no_class(tmp_path
     assert code == 2 and "label 12, but the source has 10 classes" in err and not (tmp_path / "b.zip").exists()
 
 
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+def test_hidden_files_are_no_part_of_an_archive(tmp_path, suffix):
+    """Looking at a folder in a file manager does not make it another one."""
+    path = tmp_path / f"archive{suffix}"
+    edm_zip.write(path, pictures(), labels_for(5))
+    before = edm_zip.fingerprint(path)
+    for name in (".DS_Store", "00000/._img00000000.png", "__MACOSX/00000/x.png", "00000/.thumbnail.jpg"):
+        if suffix:
+            with zipfile.ZipFile(path, "a") as archive:
+                archive.writestr(name, b"junk")
+        else:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(b"junk")
+    assert edm_zip.fingerprint(path) == before
+    with Archive(path) as archive:
+        np.testing.assert_array_equal(archive.load(), pictures())
+
+
 def test_the_fingerprint_changes_with_the_labels_and_the_images_of_an_archive(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1)).astype(np.uint8)
     prints = []

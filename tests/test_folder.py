@@ -72,6 +72,20 @@ def test_a_zip_holds_what_its_folder_holds(tmp_path):
             np.testing.assert_array_equal(part.labels, other.labels)
 
 
+def test_a_class_may_be_a_link_to_a_folder_but_not_to_one_above(tmp_path):
+    class_folders(tmp_path / "elsewhere", ("ant", "bee"))
+    root = tmp_path / "photos"
+    root.mkdir()
+    (root / "ant").symlink_to(tmp_path / "elsewhere" / "ant", target_is_directory=True)
+    (root / "bee").symlink_to(tmp_path / "elsewhere" / "bee", target_is_directory=True)
+    (root / "cow").symlink_to(tmp_path / "elsewhere" / "bee", target_is_directory=True)  # twice is no loop
+    assert folder.find(root, Form(8, 3)).class_names == ("ant", "bee", "cow")
+    (tmp_path / "elsewhere" / "bee" / "back").symlink_to(root, target_is_directory=True)
+    with pytest.raises(UserError, match=r"bee/back: a link to .*photos, which it lies in itself; remove") as error:
+        folder.find(root, Form(8, 3))
+    assert "\n" not in str(error.value)
+
+
 def test_many_names_are_gone_through_once(tmp_path, monkeypatch):
     """What is asked of the whole listing is asked once, not for every image of it."""
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:

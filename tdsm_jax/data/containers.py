@@ -80,6 +80,11 @@ class Zip:
         self._open.close()
 
 
+def is_hidden(name: str) -> bool:
+    """Says whether a file is none of the user's data: its name or a folder's begins with a dot, or macOS added it."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
 def read_file(path: str | os.PathLike, limit: int) -> bytes:
     """Returns the bytes of a regular file; none, an unreadable one or one above `limit` bytes is a `UserError`."""
     path = paths.path_of(path)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tdsm_jax import files, paths
 from tdsm_jax.data import class_order, png
-from tdsm_jax.data.containers import Folder, Zip, read_file
+from tdsm_jax.data.containers import Folder, Zip, is_hidden, read_file
 from tdsm_jax.errors import UserError
 
 LABELS = "dataset.json"
@@ -142,7 +142,8 @@ class Archive:
 def fingerprint(path: str | os.PathLike) -> str:
     """Returns a SHA-256 that changes with a file, or with the files and labels of an archive (a folder or a .zip).
 
-    Of an archive's images it reads the table of contents alone: names, sizes and, in a zip file, checksums.
+    Of an archive's images it reads the table of contents alone: names, sizes and, in a zip file, checksums. Hidden
+    files, which file managers leave, do not count.
     """
     path = paths.path_of(path)
     if not path.is_dir() and path.suffix != ".zip":
@@ -153,17 +154,19 @@ def fingerprint(path: str | os.PathLike) -> str:
         raise UserError(f"{path}: no such folder or zip file")
     with contextlib.closing(Folder(path) if path.is_dir() else Zip(path)) as container:
         labels = container.read(LABELS, MAX_LABELS_BYTES) if LABELS in container.names else b""
-        return files.digest([container.listing(), hashlib.sha256(labels).hexdigest()])
+        listing = [entry for entry in container.listing() if not is_hidden(entry[0])]
+        return files.digest([listing, hashlib.sha256(labels).hexdigest()])
 
 
 def _image_names(path: paths.Path, names: set[str]) -> list[str]:
-    chosen = sorted(name for name in names if name.lower().endswith(".png"))
-    others = sorted(name for name in names if name.lower().endswith(_OTHER_IMAGES))
+    _check_plain(path, sorted(name for name in names if name.lower().endswith(".png")))  # before ../ counts as hidden
+    seen = sorted(name for name in names if not is_hidden(name))
+    chosen = [name for name in seen if name.lower().endswith(".png")]
+    others = [name for name in seen if name.lower().endswith(_OTHER_IMAGES)]
     if others:
         raise UserError(f"{path}: {others[0]} is not named as a PNG file; convert the images to PNG")
     if not chosen:
         raise UserError(f"{path}: holds no PNG images")
-    _check_plain(path, chosen)
     return chosen
 
 

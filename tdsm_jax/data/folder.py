@@ -10,7 +10,7 @@ import numpy as np
 
 from tdsm_jax import files, paths
 from tdsm_jax.data import class_order, pictures
-from tdsm_jax.data.containers import Folder, Zip
+from tdsm_jax.data.containers import Folder, Zip, is_hidden
 from tdsm_jax.data.pictures import Form
 from tdsm_jax.data.stream import Corrupt, Reader
 from tdsm_jax.errors import Unreachable, UserError, printable
@@ -105,7 +105,7 @@ def find(path: str | os.PathLike, form: Form) -> Found:
     if not paths.exists(path):
         raise UserError(f"{path}: no such folder or zip file")
     container = Folder(path) if path.is_dir() else Zip(path)
-    names = sorted(name for name in container.names if not name.endswith("/") and not _hidden(name))
+    names = sorted(name for name in container.names if not name.endswith("/") and not is_hidden(name))
     if not names:
         raise UserError(f"{path}: holds no images; it should hold a folder for each class, with the images in it")
     others = [name for name in names if not name.lower().endswith(pictures.SUFFIXES)]
@@ -132,10 +132,6 @@ def check_pairs_of_images(path: str | os.PathLike, labels: np.ndarray, class_nam
     if counts.min() < 2:
         lone = printable(class_names[counts.argmin()])
         raise UserError(f"{path}: class {lone!r} has {counts.min()} of the images; each needs two at least")
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _is_wrapped(names: Sequence[str]) -> bool:
