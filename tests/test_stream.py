@@ -1,13 +1,16 @@
 """Images decoded when they are asked for: the same examples, batches and results as in memory, errors that surface."""
 
+import errno
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import jax
 import numpy as np
@@ -15,7 +18,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from class_folders import class_folders
-from tdsm_jax import checks, label_stages
+from tdsm_jax import checks, hosts, label_stages
 from tdsm_jax import config as configuration
 from tdsm_jax.data import edm_zip, label_files, sources, stream
 from tdsm_jax.data.batches import batch_indices
@@ -168,6 +171,39 @@ def test_a_folder_of_nothing_but_corrupt_images_is_refused(tmp_path):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="none of its 12 images can be decoded"):
         pair(tmp_path, on_corrupt="skip")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_disk_that_fails_leaves_no_image_out(tmp_path, monkeypatch, number, zipped):
+    """Which examples there are must not depend on how the machine was doing."""
+    pair(tmp_path)
+    if zipped:
+        shutil.make_archive(tmp_path / "photos", "zip", tmp_path / "photos")
+    path = tmp_path / ("photos.zip" if zipped else "photos")
+    opener, real = (zipfile.ZipFile, zipfile.ZipFile.open) if zipped else (pathlib.Path, pathlib.Path.open)
+
+    def fails(self, *arguments, **named):
+        if "3.png" in str(arguments if zipped else self):
+            raise OSError(number, os.strerror(number))
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(opener, "open", fails)
+    with pytest.raises(UserError, match=r"cannot be read .") as error:
+        sources.load(DataSpec("folder", path=str(path), image_size=8, on_corrupt="skip"))
+    assert not isinstance(error.value, stream.Corrupt)
+    assert error.value.exit_code == (2 if number == errno.EACCES else 75)  # 75: it may be there later
+
+
+def test_all_hosts_must_leave_out_the_same_images(tmp_path, monkeypatch):
+    pair(tmp_path)
+    told = []
+    monkeypatch.setattr(hosts, "check_equal", lambda value, what: told.append((value, what)))
+    pair(tmp_path, on_corrupt="skip")
+    assert len(told) == 2 and told[0] == told[1] and told[0][1] == "set of images that can be decoded"
+    (tmp_path / "photos" / "ant" / "3.png").write_bytes(b"")
+    pair(tmp_path, on_corrupt="skip")
+    assert told[2] == told[3] != told[0]
 
 
 def run_of(tmp_path, streamed, arguments="", **keys):

@@ -10,10 +10,10 @@ import numpy as np
 
 from tdsm_jax import files, paths
 from tdsm_jax.data import class_order, pictures
-from tdsm_jax.data.containers import Folder, Zip, is_hidden
+from tdsm_jax.data.containers import Folder, Lost, Zip, is_hidden
 from tdsm_jax.data.pictures import Form
 from tdsm_jax.data.stream import Corrupt, Reader
-from tdsm_jax.errors import Unreachable, UserError, printable
+from tdsm_jax.errors import UserError, printable
 
 _SHOWN = 5  # names of an error message
 _NEEDED, _OPTIONAL = {"images", "labels"}, {"test_images", "test_labels", "class_names"}  # arrays of a .npz
@@ -64,9 +64,7 @@ class Pictures:
         name = self._names[index]
         try:
             content = self._container.read(name, pictures.MAX_FILE_BYTES)
-        except Unreachable:  # it may be there later
-            raise
-        except UserError as error:
+        except Lost as error:  # others, which a disk or a bucket gives rise to, say nothing of the image
             raise Corrupt(f"{error}; or set config key data.on_corrupt=skip") from None
         try:
             return pictures.decode(content, self._form)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from tdsm_jax import paths
+from tdsm_jax import hosts, paths
 from tdsm_jax.data import class_order, clothing1m, folder, stream, synthetic, tfds_store
 from tdsm_jax.data.edm_zip import Archive, image_names, read_labels
 from tdsm_jax.data.folder import Found
@@ -187,6 +187,7 @@ def _dataset(spec: DataSpec, name: str, found: Found) -> Dataset:
     images, labels = stream.Streamed(found.images), found.labels
     if spec.on_corrupt == "skip":
         kept = stream.readable(found.images, name)
+        hosts.check_equal(hashlib.sha256(kept.tobytes()).hexdigest(), "set of images that can be decoded")
         images, labels = images.part(kept), labels[kept]
         folder.check_pairs_of_images(spec.path, labels, found.class_names)
     return Dataset(name, images if spec.stream else stream.loaded(images, name), labels, found.class_names)
