@@ -4,14 +4,16 @@ import io
 import json
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
-from PIL import Image
+from PIL import Image, ImageOps
 
 from class_folders import class_folders, picture
 from tdsm_jax import checks, results
@@ -132,6 +134,52 @@ def test_the_orientation_of_a_camera_is_applied():
     exif[0x0112] = 6  # turned by 90 degrees clockwise when shown
     upright = pictures.decode(encoded(image, exif=exif), Form(0, 3))
     np.testing.assert_array_equal(upright, np.rot90(np.asarray(image), -1))
+
+
+@pytest.mark.parametrize("orientation", range(9))
+def test_every_orientation_is_that_of_pillow(orientation):
+    image, exif = picture(3, (24, 16)), Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(image, exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(pictures.decode(content, Form(0, 3)), np.asarray(expected))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_what_a_camera_noted_may_be_damaged():
+    """No bytes of an EXIF block end in anything but an image or one line."""
+    image, exif, g = picture(3, (24, 16)), Image.Exif(), np.random.default_rng(0)
+    exif[0x0112], exif[0x010F], exif[0x8769] = 6, "maker", {0x9003: "2019:05:01 00:00:00"}
+    whole = exif.tobytes()
+    turned = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    begun = b"Exif\0\0MM\0*\0\0\0\x08"
+    contents = [  # the orientation as it should be, beside tags of a type that theirs is not
+        begun + struct.pack(">H", 2) + turned + struct.pack(">HHI4s", tag, kind, 1, b"ab\0\x06") + bytes(4)
+        for tag in (0x010F, 0x011A, 0x8769, 0xA005)
+        for kind in range(14)
+    ]
+    for _ in range(300):
+        broken = np.frombuffer(whole, np.uint8).copy()
+        places = g.integers(6, len(broken), 3)
+        broken[places] = g.integers(0, 256, 3)
+        contents.append(broken.tobytes()[: g.integers(8, len(broken) + 1)])
+    for exif_block in contents:
+        for form in ("JPEG", "PNG", "WEBP"):
+            try:
+                found = pictures.decode(encoded(image, form, exif=exif_block), Form(0, 3))
+            except UserError as error:
+                assert "\n" not in str(error)
+            else:
+                assert sorted(found.shape) == [3, 16, 24]
+
+
+def test_16_bits_a_channel_are_refused_in_colour_too():
+    rows = b"".join(b"\0" + bytes(4 * 6) for _ in range(4))
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
+    with pytest.raises(UserError, match="has more than 8 bits a channel"):
+        pictures.decode(b"\x89PNG\r\n\x1a\n" + b"".join(packed), Form(0, 3))
 
 
 def test_a_separate_test_folder_needs_no_split(tmp_path):
