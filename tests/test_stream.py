@@ -142,6 +142,10 @@ def test_a_streamed_label_file_fits_these_files_alone_and_decodes_none(tmp_path,
     pixels = Streamed(Reader())  # a reader that knows no digests
     assert sources.images_hash(pixels) != sources.images_hash(pixels.part(np.arange(40)[::-1]))
     assert sources.images_set_hash(pixels) == sources.images_set_hash(pixels.part(np.arange(40)[::-1]))
+    reader = Reader()
+    pixels = Streamed(reader)
+    assert sources.images_hash(pixels) != sources.images_set_hash(pixels)
+    assert len(reader.read_so_far) == 41  # each image once, and the first for its shape
 
 
 def test_corrupt_images_are_left_out_and_counted_the_same_way(tmp_path, caplog):

@@ -103,9 +103,13 @@ class Streamed:
 
     def digests(self) -> Iterator[bytes]:
         """Yields what tells each image from others: what the reader knows of it, else a SHA-256 of its pixels."""
+        return iter(self._digests)
+
+    @functools.cached_property
+    def _digests(self) -> list[bytes]:
         if hasattr(self._reader, "digest"):
-            return (self._reader.digest(index) for index in self._index.tolist())
-        return (hashlib.sha256(image.tobytes()).digest() for block in self.blocks() for image in block)
+            return [self._reader.digest(index) for index in self._index.tolist()]
+        return [hashlib.sha256(image.tobytes()).digest() for block in self.blocks() for image in block]
 
 
 @functools.cache
