@@ -299,8 +299,28 @@ def test_batches_are_made_ahead_and_in_threads():
             if len(made) > 1:
                 break
             time.sleep(0.01)
-        assert len(made) > 1 and main not in {thread for _, thread in made}
+        assert len(made) > 1 and main not in {thread for _, thread in made[1:]}
     assert len(made) < 1000  # only so far ahead
+
+
+def test_only_so_many_bytes_wait(monkeypatch):
+    """Large batches, of several steps a call, would fill the memory of the host before the first step is done."""
+    pytest.importorskip("grain")
+    assert [stream.calls_ahead(size) for size in (0, 1000, 2**40)] == [stream.AHEAD, stream.AHEAD, 2]
+    assert stream.calls_ahead(2**31 // 3) == min(stream.AHEAD, 3)
+    for name, value in (("_WAITING", 5000), ("AHEAD", 32), ("THREADS", 16)):
+        monkeypatch.setattr(stream, name, value)
+    made = []
+    with stream.ahead(lambda step: made.append(step) or {"x": np.zeros(4000, np.uint8)}, range(1000)) as batches:
+        next(batches)
+        time.sleep(0.5)
+        assert len(made) <= 6  # the first, two that wait and what two threads hold
+
+
+def test_no_call_is_left_to_be_made_ahead():
+    pytest.importorskip("grain")
+    with stream.ahead(None, range(0)) as batches:
+        assert list(batches) == []
 
 
 def test_an_error_in_a_thread_surfaces_in_its_turn():
