@@ -159,7 +159,7 @@ def fingerprint(path: str | os.PathLike) -> str:
 
 
 def _image_names(path: paths.Path, names: set[str]) -> list[str]:
-    _check_plain(path, sorted(name for name in names if name.lower().endswith(".png")))  # before ../ counts as hidden
+    check_plain(path, sorted(name for name in names if name.lower().endswith(".png")))  # before ../ counts as hidden
     seen = sorted(name for name in names if not is_hidden(name))
     chosen = [name for name in seen if name.lower().endswith(".png")]
     others = [name for name in seen if name.lower().endswith(_OTHER_IMAGES)]
@@ -170,10 +170,11 @@ def _image_names(path: paths.Path, names: set[str]) -> list[str]:
     return chosen
 
 
-def _check_plain(path: paths.Path, names: Sequence[str]) -> None:
+def check_plain(path: paths.Path, names: Sequence[str]) -> None:
+    """Raises `UserError` for a name that may lead out of the folder or zip file that its file is looked for in."""
     for name in names:
         if "\\" in name or {"", ".", ".."} & set(name.split("/")):
-            raise UserError(f"{path}: {name!r} is no plain relative name; pack the images again")
+            raise UserError(f"{path}: {_short(name)} is no plain relative name; pack or name the images again")
 
 
 def _parse_json(path: str | os.PathLike, content: bytes) -> dict:
@@ -270,7 +271,7 @@ def write(
         raise UserError(f"{path}: the labels go up to {np.max(labels)}, but there are {len(class_names)} class names")
     if sorted(set(names)) != names:
         raise UserError(f"{path}: the image names must be distinct and sorted, since readers sort them")
-    _check_plain(path, names)
+    check_plain(path, names)
     if paths.exists(path):
         raise UserError(f"{path} exists; give another path or remove it")
     if paths.is_remote(path) and path.suffix != ".zip":

@@ -172,6 +172,8 @@ def _clothing1m(spec: DataSpec) -> tuple[Dataset, Dataset]:
     """Clothing-1M: noisy training images, clean test images, and the other clean ones as the reference."""
     parts = clothing1m.find(spec.path, _form(spec))
     train, test, reference = (_dataset(spec, "clothing1m", part) for part in parts[:3])
+    _check_alike(spec, train, test)
+    _check_alike(spec, train, reference, "clean")
     pairs = parts.pairs if len(parts.pairs) else None
     return dataclasses.replace(train, clean=False, reference=reference, pairs=pairs), test
 
@@ -193,11 +195,11 @@ def _dataset(spec: DataSpec, name: str, found: Found) -> Dataset:
     return Dataset(name, images if spec.stream else stream.loaded(images, name), labels, found.class_names)
 
 
-def _check_alike(spec: DataSpec, train: Dataset, test: Dataset) -> None:
+def _check_alike(spec: DataSpec, train: Dataset, test: Dataset, kind: str = "test") -> None:
     if test.images.shape[1:] != train.images.shape[1:]:
         raise UserError(
-            f"{spec.test_path or spec.path} holds test images of shape {test.images.shape[1:]}, but training images of "
-            f"{train.images.shape[1:]}; bring both to one form"
+            f"{spec.test_path or spec.path} holds {kind} images of shape {test.images.shape[1:]}, but training images "
+            f"of {train.images.shape[1:]}; bring both to one form"
         )
 
 
