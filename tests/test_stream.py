@@ -169,6 +169,22 @@ def test_corrupt_images_are_left_out_and_counted_the_same_way(tmp_path, caplog):
     )
 
 
+def test_images_are_checked_in_blocks(monkeypatch):
+    """A million of them would be a million futures, which wait in memory."""
+    waiting, threads = [], stream._threads()
+
+    class Counted:
+        def map(self, function, numbers):
+            waiting.append(len(numbers))
+            return threads.map(function, numbers)
+
+    monkeypatch.setattr(stream, "_threads", Counted)
+    count = 2 * stream.BLOCK + 5
+    kept = stream.readable(Reader(count, (1, 1, 1), bad=(0, stream.BLOCK, count - 1)), "x")
+    np.testing.assert_array_equal(kept, np.delete(np.arange(count), [0, stream.BLOCK, count - 1]))
+    assert waiting == [stream.BLOCK, stream.BLOCK, 5]
+
+
 def test_a_folder_of_nothing_but_corrupt_images_is_refused(tmp_path):
     class_folders(tmp_path / "photos")
     for path in (tmp_path / "photos").rglob("*.png"):

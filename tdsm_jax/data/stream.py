@@ -179,9 +179,11 @@ def readable(reader: Reader, label: str) -> np.ndarray:
             return str(error)
         return ""
 
-    found = list(
-        tqdm(_threads().map(complaint, range(len(reader))), f"check {label}", len(reader), disable=None, delay=2)
-    )
+    found = []
+    with tqdm(total=len(reader), desc=f"check {label}", unit=" images", disable=None, delay=2) as progress:
+        for start in range(0, len(reader), BLOCK):  # not all at once: each image that waits for its turn takes 2 kB
+            found += _threads().map(complaint, range(start, min(start + BLOCK, len(reader))))
+            progress.update(len(found) - start)
     corrupt = [text for text in found if text]
     if corrupt:
         more = f" and {len(corrupt) - _NAMED} more" if len(corrupt) > _NAMED else ""
