@@ -324,6 +324,16 @@ def test_a_checked_test_set_is_half_reference_half_test(tmp_path):
     assert drawn.reference is drawn.train_set and drawn.known_S is not None
 
 
+def test_a_class_with_one_checked_image_cannot_be_halved(tmp_path):
+    images = np.zeros((8, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(8) % 2)
+    np.savez(tmp_path / "test.npz", images=images[:4], labels=np.array([0, 0, 0, 1]))
+    paths = {"data.path": str(tmp_path / "train.npz"), "data.test_path": str(tmp_path / "test.npz")}
+    run = given_run(tmp_path, **{"data.name": "npz", "data.image_size": 32} | paths)
+    with pytest.raises(UserError, match=r"test.npz: class 1 has 1 of the checked images, half of which are compared"):
+        run.test_set  # noqa: B018
+
+
 @pytest.mark.parametrize(
     ("arguments", "keys", "words"),
     [

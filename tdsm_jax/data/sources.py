@@ -36,10 +36,11 @@ class Dataset:
     pairs: np.ndarray | None = None
 
     def __post_init__(self):
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or len(self.images) == 0:
+        if len(self.images) == 0:  # of streamed ones there is no shape, then
+            raise UserError(f"{self.name}: there must be images [N, H, W, C] with N >= 1, got none")
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
             raise UserError(
-                f"{self.name}: images must be uint8 [N, H, W, C] with N >= 1, "
-                f"got {self.images.dtype} {self.images.shape}"
+                f"{self.name}: images must be uint8 [N, H, W, C], got {self.images.dtype} {self.images.shape}"
             )
         if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
             raise UserError(
@@ -145,10 +146,10 @@ def _folder(spec: DataSpec) -> tuple[Dataset, Dataset]:
     form = _form(spec)
     found = folder.find(spec.path, form)
     if not spec.test_path:
-        return stratified_split(_dataset(spec, _stem(spec.path), found), spec.test_fraction, spec.split_seed)
+        return stratified_split(_dataset(spec, spec.path, found), spec.test_fraction, spec.split_seed)
     test = folder.find(spec.test_path, form)
     folder.same_classes(spec.path, found, spec.test_path, test)
-    parts = tuple(_dataset(spec, _stem(spec.path), part) for part in (found, test))
+    parts = tuple(_dataset(spec, path, part) for path, part in ((spec.path, found), (spec.test_path, test)))
     _check_alike(spec, *parts)
     return parts
 
@@ -171,7 +172,7 @@ def _npz(spec: DataSpec) -> tuple[Dataset, Dataset]:
 def _clothing1m(spec: DataSpec) -> tuple[Dataset, Dataset]:
     """Clothing-1M: noisy training images, clean test images, and the other clean ones as the reference."""
     parts = clothing1m.find(spec.path, _form(spec))
-    train, test, reference = (_dataset(spec, "clothing1m", part) for part in parts[:3])
+    train, test, reference = (_dataset(spec, spec.path, part) for part in parts[:3])
     _check_alike(spec, train, test)
     _check_alike(spec, train, reference, "clean")
     pairs = parts.pairs if len(parts.pairs) else None
@@ -184,14 +185,15 @@ def _form(spec: DataSpec) -> Form:
     return Form(spec.image_size, spec.channels)
 
 
-def _dataset(spec: DataSpec, name: str, found: Found) -> Dataset:
-    """Loads images, or leaves them where they are; those that cannot be decoded are left out if so asked."""
+def _dataset(spec: DataSpec, path: str, found: Found) -> Dataset:
+    """Loads images of `path`, or leaves them there; those that cannot be decoded are left out if so asked."""
     images, labels = stream.Streamed(found.images), found.labels
+    name = "clothing1m" if spec.name == "clothing1m" else _stem(spec.path)
     if spec.on_corrupt == "skip":
         kept = stream.readable(found.images, name)
         hosts.check_equal(hashlib.sha256(kept.tobytes()).hexdigest(), "set of images that can be decoded")
         images, labels = images.part(kept), labels[kept]
-        folder.check_pairs_of_images(spec.path, labels, found.class_names)
+        folder.check_pairs_of_images(path, labels, found.class_names)
     return Dataset(name, images if spec.stream else stream.loaded(images, name), labels, found.class_names)
 
 
