@@ -193,6 +193,21 @@ def test_a_folder_of_nothing_but_corrupt_images_is_refused(tmp_path):
         pair(tmp_path, on_corrupt="skip")
 
 
+def test_too_few_images_left_are_counted_where_they_are(tmp_path):
+    """In the test folder, not in that of the training images."""
+    class_folders(tmp_path / "checked", ("ant", "bee", "cat"), count=3)
+    for name in ("bee/0.png", "bee/2.png"):
+        (tmp_path / "checked" / name).write_bytes(b"")
+    with pytest.raises(UserError, match="checked: class 'bee' has 1 of the images"):
+        pair(tmp_path, test_path=str(tmp_path / "checked"), on_corrupt="skip")
+
+
+def test_no_images_at_all_are_said_in_one_line():
+    for images in (Streamed(Reader()).part(np.array([], int)), np.zeros((0, 4, 4, 1), np.uint8)):
+        with pytest.raises(UserError, match="x: there must be images .* N >= 1, got none"):
+            sources.Dataset("x", images, np.zeros(0, np.int32), ("a", "b"))
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES])
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_disk_that_fails_leaves_no_image_out(tmp_path, monkeypatch, number, zipped):
@@ -274,6 +289,15 @@ def test_of_many_held_out_images_an_even_share_is_looked_at():
     kept = classifiers.even_share(data, 10)
     assert kept.labels.tolist() == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
     np.testing.assert_array_equal(kept.images.ravel(), kept.labels)
+
+
+@pytest.mark.parametrize(("name", "path"), [("folder", "gs://bucket/x"), ("archive", "gs://b/x.zip"), ("cifar10", "")])
+def test_images_in_a_bucket_are_not_streamed(tmp_path, monkeypatch, name, path):
+    """Each of them would be a request of its own, and 16 MB of a zip or record file."""
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/tfds")
+    run = run_of(tmp_path, True, **{"data.name": name, "data.path": path})
+    with pytest.raises(UserError, match="data.stream=True reads single images.* gs://b.* copy the data"):
+        checks.check(run)
 
 
 def test_without_grain_the_extra_is_named(tmp_path, monkeypatch):

@@ -228,7 +228,12 @@ def find(name: str, data_dir: str | os.PathLike = "", config: str = "") -> paths
 
 def default_dir() -> paths.Path:
     """Returns where TensorFlow Datasets keeps data unless told otherwise: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    return paths.path_of(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+    return paths.path_of(default_name())
+
+
+def default_name() -> str:
+    """Returns the path of `default_dir`, or its address, of which nothing is asked."""
+    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def _is_of(directory: paths.Path, name: str, config: str) -> bool:
