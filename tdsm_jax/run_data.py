@@ -75,8 +75,8 @@ class RunData:
         if counts.min() < 2:
             few = printable(test.class_names[counts.argmin()])
             raise UserError(
-                f"{self.config.data.test_path}: class {few} has {counts.min()} of the checked images, half of which are "
-                "compared with and half tested on; two are needed at least"
+                f"{self.config.data.test_path}: class {few} has {counts.min()} of the checked images, half of which "
+                "are compared with and half tested on; two are needed at least"
             )
         return sources.stratified_split(test, 0.5, self.config.data.split_seed)
 

@@ -22,6 +22,7 @@ from tdsm_jax.data import folder, label_files, pictures, sources
 from tdsm_jax.data.pictures import Form
 from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.errors import UserError
+from tdsm_jax.evaluation import statistics
 from tdsm_jax.labels.estimators import estimate
 from tdsm_jax.labels.evidence import Evidence
 from tdsm_jax.run import Run
@@ -410,16 +411,19 @@ def test_metrics_of_labels_rest_on_the_checked_images(tmp_path, monkeypatch):
     learnt = []
     monkeypatch.setattr(results, "fit_plain", lambda run, data, name: learnt.append(data))
     monkeypatch.setattr(results.classifiers, "write_fitted", lambda path, fitted: None)
+    monkeypatch.setattr(results, "look", lambda run, images: (None, np.asarray(images, float).mean(axis=(1, 2))))
     results.fit_judge(run)
     np.testing.assert_array_equal(learnt[0].images, run.reference.images)
     np.testing.assert_array_equal(learnt[0].labels, run.reference.labels)
-    monkeypatch.setattr(results, "look", lambda run, images: (None, np.asarray(images, float).mean(axis=(1, 2))))
-    g = np.random.default_rng(0)
-    measured = results.distances(run, g.random((6, 3)), np.arange(6) % 3)
+    made, y = 128 + 20 * np.random.default_rng(0).random((12, 3)), np.arange(12) % 3
+    measured = results.distances(run, made, y)
     assert {"cw_fd", "cw_density", "fd"} <= measured.keys()
-    changed = np.roll(run.train_set.labels, 1)
-    object.__setattr__(run.train_set, "labels", changed)
-    assert results.distances(run, g.random((6, 3)) * 0, np.arange(6) % 3).keys() == measured.keys()
+    real = run.reference.images.astype(float).mean(axis=(1, 2))
+    assert measured == statistics.compare(real, run.reference.labels, made, y, run.config.evaluation.nearest)
+    object.__setattr__(run.train_set, "labels", np.roll(run.train_set.labels, 1))
+    assert results.distances(run, made, y) == measured
+    object.__setattr__(run.reference, "labels", np.roll(run.reference.labels, 1))  # which do matter
+    assert results.distances(run, made, y)["cw_fd"] != measured["cw_fd"]
 
 
 @pytest.mark.parametrize(
