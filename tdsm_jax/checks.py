@@ -113,7 +113,8 @@ def check_evaluation(run: Run, smallest: int) -> None:
     if configuration.resnet_judges(run.config) and run.reference is None:
         raise UserError(
             "config key evaluation.classifiers: judges learn true classes, which nobody knows here; "
-            "give checked images as config key data.test_path, or leave all but stages out"
+            "give checked images as config key data.test_path (test images inside a .npz file or a prepared dataset "
+            "are not taken for checked), or leave all but stages out"
         )
     if configuration.extractors(run.config):
         few = min(smallest, run.config.sampling.per_class, *np.bincount(run.test_set.labels))

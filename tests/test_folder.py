@@ -335,6 +335,17 @@ def test_a_class_with_one_checked_image_cannot_be_halved(tmp_path):
         run.test_set  # noqa: B018
 
 
+def test_test_images_inside_a_npz_file_are_not_taken_for_checked(tmp_path):
+    images, y = np.zeros((8, 16, 16, 3), np.uint8), np.arange(8) % 2
+    np.savez(tmp_path / "a.npz", images=images, labels=y, test_images=images, test_labels=y)
+    keys = {"data.name": "npz", "data.path": str(tmp_path / "a.npz"), "data.image_size": 32}
+    assert given_run(tmp_path, **keys).reference is None
+    with pytest.raises(UserError, match="leave test_path out, or leave them out of the file"):
+        given_run(tmp_path, **keys, **{"data.test_path": str(tmp_path / "a.npz")}).train_set  # noqa: B018
+    with pytest.raises(UserError, match=r"data.test_path \(test images inside a .npz file or a prepared .* are not"):
+        checks.check(given_run(tmp_path, **{"evaluation.classifiers": ("stages", "resnet18")}))
+
+
 @pytest.mark.parametrize(
     ("arguments", "keys", "words"),
     [

@@ -158,7 +158,7 @@ def _npz(spec: DataSpec) -> tuple[Dataset, Dataset]:
     """The arrays of a .npz file, as they are."""
     found, test = folder.read_npz(spec.path)
     if spec.test_path and test is not None:
-        raise UserError(f"{spec.path} holds test images of its own; leave test_path out")
+        raise UserError(f"{spec.path} holds test images of its own; leave test_path out, or leave them out of the file")
     if spec.test_path:
         test, _ = folder.read_npz(spec.test_path)
         folder.same_classes(spec.path, found, spec.test_path, test)
