@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tdsm_jax.data import edm_zip, label_files, png, sources
+from tdsm_jax.data import containers, edm_zip, label_files, png, sources
 from tdsm_jax.data.edm_zip import Archive
 from tdsm_jax.data.sources import Dataset, DataSpec
 from tdsm_jax.errors import UserError
@@ -400,6 +400,14 @@ def test_encrypted_entries_are_refused(tmp_path):
     content[6] |= 1
     path.write_bytes(content)
     assert "encrypted" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["a", "file/a", "loop/a", "a" * 300, "a\0b"])
+def test_a_name_that_no_file_has_is_no_fault_of_the_disk(tmp_path, name):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(containers.Lost, match="no such file"):
+        containers.read_file(tmp_path / name, 10)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -15,6 +15,7 @@ from tdsm_jax.errors import Unreachable, UserError
 _DAMAGE = (
     zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, struct.error, zlib.error
 )  # fmt: skip
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # of a name that no file has
 
 
 class Lost(UserError):
@@ -105,10 +106,9 @@ def read_file(path: str | os.PathLike, limit: int) -> bytes:
             raise Lost(f"{path}: no such file")
         with paths.reaching(path), path.open("rb") as file:
             content = file.read(limit + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        raise Lost(f"{path}: no such file") from None
     except OSError as error:
-        raise _unread(path, error) from None
+        nowhere = isinstance(error, FileNotFoundError) or error.errno in _NOWHERE  # of a bucket it has no number
+        raise (Lost(f"{path}: no such file") if nowhere else _unread(path, error)) from None
     if len(content) > limit:
         raise Lost(f"{path}: larger than {limit} bytes, the most that is read")
     return content
@@ -116,7 +116,9 @@ def read_file(path: str | os.PathLike, limit: int) -> bytes:
 
 def _is_regular(path: paths.Path) -> bool:
     """Whether there is a file; pathlib's own answer may be a no where the disk gave none."""
-    return paths.is_file(path) if paths.is_remote(path) else stat.S_ISREG(path.stat().st_mode)
+    if paths.is_remote(path):
+        return paths.is_file(path)
+    return "\0" not in str(path) and stat.S_ISREG(path.stat().st_mode)  # with that byte it is no name at all
 
 
 def _unread(path: paths.Path, error: OSError) -> UserError:
