@@ -45,7 +45,8 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "kind": "sym",  # drawn: sym, sym_inclusive, pair, asym, instance; clean: taken for sym of this rate;
                 # from `path`: matrix (to draw from), file (labels), human (CIFAR-10N and CIFAR-100N, also as the
                 # data_dir of cifar10_n or cifar100_n);
-                # given: the labels of the data are the noisy ones, and nobody knows the true ones
+                # given: the labels of the data are the noisy ones, and nobody knows the true ones but of the images at
+                # data.test_path: test images inside a .npz file or a prepared dataset have labels as given, too
                 "rate": 0.4,
                 "table": "digits",  # which classes asym confuses: digits, mnist, cifar10, cifar100
                 "exact": False,  # flip the same number in every run instead of each label by chance

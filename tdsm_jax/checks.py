@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from tdsm_jax import config as configuration
-from tdsm_jax.data import stream
+from tdsm_jax import paths
+from tdsm_jax.data import stream, tfds_store
 from tdsm_jax.diffusion.process import EDM, Process
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation.measure import NEAREST
@@ -17,11 +18,24 @@ from tdsm_jax.training import model_file, parallel
 def check(run: Run) -> None:
     """Raises `UserError` for what can be known to fail before anything is built."""
     if run.config.data.stream:
-        stream.check_installed()
+        check_streamed(run)
     if run.config.task == "robust_losses":
         check_robust_losses(run)
     else:
         check_generation(run)
+
+
+def check_streamed(run: Run) -> None:
+    """Raises `UserError` where images cannot be read one by one."""
+    data = run.config.data
+    prepared = tfds_store.default_name() if data.name in tfds_store.IMAGES and not data.path else ""
+    for path in filter(None, (data.path, data.test_path, prepared)):
+        if paths.is_remote(path):
+            raise UserError(
+                f"config key data.stream=True reads single images, for each of which {path} may send 16 MB: copy the "
+                "data to this machine, or set data.stream=False"
+            )
+    stream.check_installed()
 
 
 def check_robust_losses(run: Run) -> None:
@@ -77,7 +91,10 @@ def check_generation(run: Run) -> None:
         )
     check_evaluation(run, smallest)
     if min(np.bincount(run.test_set.labels, minlength=run.num_classes)) < 2:
-        raise UserError("the test set needs two images of each class; raise config key data.test_fraction")
+        more = (
+            "add to config key data.test_path" if run.config.data.test_path else "raise config key data.test_fraction"
+        )
+        raise UserError(f"the test set needs two images of each class; {more}")
     if run.known_S is not None:
         # An estimator could not mend what the labels do not hold: the matrix they are drawn from decides.
         transition.check_invertible(run.known_S, run.config.transition.condition_limit)
@@ -96,7 +113,8 @@ def check_evaluation(run: Run, smallest: int) -> None:
     if configuration.resnet_judges(run.config) and run.reference is None:
         raise UserError(
             "config key evaluation.classifiers: judges learn true classes, which nobody knows here; "
-            "give checked images as config key data.test_path, or leave all but stages out"
+            "give checked images as config key data.test_path (test images inside a .npz file or a prepared dataset "
+            "are not taken for checked), or leave all but stages out"
         )
     if configuration.extractors(run.config):
         few = min(smallest, run.config.sampling.per_class, *np.bincount(run.test_set.labels))

@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
@@ -122,7 +122,8 @@ def children(directory: str | os.PathLike) -> list[Path]:
 def walk(directory: str | os.PathLike) -> list[str]:
     """Returns the names of all files under a folder, relative and with forward slashes, in order.
 
-    Raises `OSError` where a local folder cannot be listed.
+    Links to folders are followed; one that leads back to where it lies is a `UserError`. Raises `OSError` where a
+    local folder cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -141,10 +142,24 @@ def walk(directory: str | os.PathLike) -> list[str]:
     else:
         found = [
             pathlib.Path(folder, name).relative_to(directory).as_posix()
-            for folder, _, names in os.walk(directory, onerror=refuse)
+            for folder, _, names in _followed(directory, refuse)
             for name in names
         ]
     return sorted(found)
+
+
+def _followed(directory: pathlib.Path, refuse: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """What os.walk finds, through links as well; none of them may lead to a folder above it."""
+    above = {os.fspath(directory): (os.path.realpath(directory),)}
+    for folder, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
+        yield folder, folders, names
+        reached = above.pop(folder)
+        for name in folders:
+            inner = os.path.join(folder, name)
+            real = os.path.realpath(inner)
+            if real in reached:
+                raise UserError(f"{inner}: a link to {real}, which it lies in itself; remove the link")
+            above[inner] = (*reached, real)
 
 
 def _without_scheme(path: str | os.PathLike) -> str:

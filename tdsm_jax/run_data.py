@@ -10,7 +10,7 @@ from tdsm_jax import files, paths
 from tdsm_jax.data import clothing1m, human_labels, label_files, noise_files, sources, stream, tfds_store
 from tdsm_jax.data.edm_zip import fingerprint
 from tdsm_jax.data.sources import Dataset
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import UserError, printable
 from tdsm_jax.labels import corruption
 from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training.classifier import Labelled
@@ -71,6 +71,13 @@ class RunData:
             return train.reference, test
         if not self.config.data.test_path:
             return None, test
+        counts = np.bincount(test.labels, minlength=test.num_classes)
+        if counts.min() < 2:
+            few = printable(test.class_names[counts.argmin()])
+            raise UserError(
+                f"{self.config.data.test_path}: class {few} has {counts.min()} of the checked images, half of which "
+                "are compared with and half tested on; two are needed at least"
+            )
         return sources.stratified_split(test, 0.5, self.config.data.split_seed)
 
     @property

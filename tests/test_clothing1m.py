@@ -133,6 +133,23 @@ def test_without_pairs_there_is_nothing_to_count(tmp_path):
         checks.check(run)
 
 
+def add(path, line):
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+
+
+def again(root):
+    """The first line of the noisy labels with another label."""
+    name, y = (root / "noisy_label_kv.txt").read_text().splitlines()[0].split()
+    return f"{name} {(int(y) + 1) % 3}"
+
+
+def without_test_images_of(root, y):
+    clean = dict(line.split() for line in (root / "clean_label_kv.txt").read_text().splitlines())
+    path = root / "clean_test_key_list.txt"
+    write_lines(path, [name for name in path.read_text().split() if clean[name] != str(y)])
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -150,6 +167,14 @@ def test_without_pairs_there_is_nothing_to_count(tmp_path):
             lambda d: (d / "clean_test_key_list.txt").write_text((d / "clean_val_key_list.txt").read_text()),
             "is also in another list",
         ),
+        (lambda d: add(d / "noisy_label_kv.txt", again(d)), r"line \d+ labels images/0/00/.*jpg unlike an earlier one"),
+        (lambda d: add(d / "noisy_train_key_list.txt", "images/../../secret.jpg"), "is no plain relative name"),
+        (lambda d: add(d / "clean_val_key_list.txt", "/etc/secret.jpg"), "val_key_list.txt: '/etc.* no plain relative"),
+        (
+            lambda d: add(d / "category_names_eng.txt", "Scarf"),
+            "noisy_train_key_list.txt: names no image of class Scarf",
+        ),
+        (lambda d: without_test_images_of(d, 2), "clean_test_key_list.txt: names no image of class Underwear"),
         (lambda d: next((d / "images").rglob("noisy_train3,*.jpg")).unlink(), r"noisy_train3,3\.jpg: no such file"),
     ],
 )
@@ -159,6 +184,23 @@ def test_what_is_missing_or_damaged_is_named(tmp_path, spoil, words):
     with pytest.raises(UserError, match=words) as error:
         load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_label_twice_is_one_label(tmp_path):
+    tree(tmp_path)
+    expected = load(tmp_path)[0].labels
+    add(tmp_path / "noisy_label_kv.txt", (tmp_path / "noisy_label_kv.txt").read_text().splitlines()[0])
+    np.testing.assert_array_equal(load(tmp_path)[0].labels, expected)
+
+
+@pytest.mark.parametrize(("part", "kind"), [("clean_test", "test"), ("clean_", "test"), ("clean_[tv][ra]", "clean")])
+def test_images_left_as_they_are_must_be_alike(tmp_path, part, kind):
+    tree(tmp_path)
+    assert load(tmp_path, image_size=0)[0].images.shape[1:] == (20, 24, 3)
+    for path in (tmp_path / "images").rglob(f"{part}*.jpg"):
+        Image.open(path).resize((16, 16)).save(path)
+    with pytest.raises(UserError, match=rf"holds {kind} images of shape \(16, 16, 3\), but training .* \(20, 24"):
+        load(tmp_path, image_size=0)
 
 
 def test_the_annotations_stand_for_the_data(tmp_path):

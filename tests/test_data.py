@@ -163,9 +163,42 @@ def test_an_archive_with_a_test_archive(tmp_path, archive_paths):
     assert train.class_names == test.class_names == ("a", "b", "c")
     edm_zip.write(tmp_path / "large", np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]))
     edm_zip.write(tmp_path / "unlabelled", toy([2, 2]).images, None)
-    for name, message in (("large", r"images of shape \(8, 8, 1\)"), ("unlabelled", "not labelled")):
+    for name, message in (("large", r"test images of shape \(8, 8, 1\)"), ("unlabelled", "not labelled")):
         with pytest.raises(UserError, match=message):
             load("archive", **archive_paths, test_path=str(tmp_path / name))
+
+
+def test_archives_that_name_their_classes_in_another_order_are_refused(tmp_path):
+    """A label is a number: 0 must mean the same class in all parts."""
+    whole = toy([2, 2, 2])
+    for name, class_names in (("abc", "abc"), ("acb", "acb"), ("ab", "ab"), ("axc", "axc"), ("none", ())):
+        some = np.isin(whole.labels, range(len(class_names) or 3))
+        edm_zip.write(tmp_path / f"{name}.zip", whole.images[some], whole.labels[some], tuple(class_names))
+
+    def names(a, b, **fields):
+        parts = load("archive", path=str(tmp_path / f"{a}.zip"), test_path=str(tmp_path / f"{b}.zip"), **fields)
+        return parts[0].class_names, parts[1].class_names
+
+    for a, b in (("abc", "abc"), ("abc", "ab"), ("ab", "abc"), ("abc", "none"), ("none", "abc")):
+        assert names(a, b) == (("a", "b", "c"),) * 2
+    with pytest.raises(UserError, match="acb.zip list their classes in another order .class 1 is b .* and c.*in one"):
+        names("abc", "acb")
+    with pytest.raises(UserError, match="axc.zip name other classes .class 1 is b"):
+        names("abc", "axc")
+    for class_names, words in (("acb", "in another order"), ("abc", ""), ("", "")):
+        text = edm_zip.labels_text(edm_zip.image_names(6), whole.labels, tuple(class_names))
+        (tmp_path / "labels.json").write_text(text)
+        spec = DataSpec("archive", path=str(tmp_path / "abc.zip"), test_path=str(tmp_path / "abc.zip"))
+        asks = (
+            lambda spec=spec: sources.load(dataclasses.replace(spec, labels_path=str(tmp_path / "labels.json"))),
+            lambda spec=spec: sources.archive_labels(spec, str(tmp_path / "labels.json")),
+        )
+        for ask in asks:
+            if words:
+                with pytest.raises(UserError, match=f"abc.zip and .*labels.json list their classes {words}"):
+                    ask()
+            else:
+                ask()
 
 
 @pytest.mark.parametrize(

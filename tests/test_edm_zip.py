@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tdsm_jax.data import edm_zip, label_files, png, sources
+from tdsm_jax.data import containers, edm_zip, label_files, png, sources
 from tdsm_jax.data.edm_zip import Archive
 from tdsm_jax.data.sources import Dataset, DataSpec
 from tdsm_jax.errors import UserError
@@ -322,7 +322,7 @@ def test_labels_from_elsewhere_are_matched_by_name(target, tmp_path):
 def test_written_label_files_are_of_the_same_form(tmp_path):
     names, y_tilde = edm_zip.image_names(5), labels_for(5)
     (tmp_path / "noisy.json").write_text(edm_zip.labels_text(names, y_tilde, ("a", "b", "c")))
-    np.testing.assert_array_equal(edm_zip.read_labels(tmp_path / "noisy.json", names), y_tilde, strict=True)
+    np.testing.assert_array_equal(edm_zip.read_labels(tmp_path / "noisy.json", names)[0], y_tilde, strict=True)
     assert json.loads((tmp_path / "noisy.json").read_text())["labels"][1] == [SECOND, 1]
 
 
@@ -400,6 +400,14 @@ def test_encrypted_entries_are_refused(tmp_path):
     content[6] |= 1
     path.write_bytes(content)
     assert "encrypted" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["a", "file/a", "loop/a", "a" * 300, "a\0b"])
+def test_a_name_that_no_file_has_is_no_fault_of_the_disk(tmp_path, name):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(containers.Lost, match="no such file"):
+        containers.read_file(tmp_path / name, 10)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
@@ -510,6 +518,24 @@ def test_convert_refuses_what_says_nothing_and_labels_that_are_no_class(tmp_path
     noisy.write_text(edm_zip.labels_text(names, np.full(len(names), 12), ()))
     code, _, err = convert("--source=digits", f"--out={tmp_path / 'b.zip'}", f"--labels={noisy}")
     assert code == 2 and "label 12, but the source has 10 classes" in err and not (tmp_path / "b.zip").exists()
+
+
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+def test_hidden_files_are_no_part_of_an_archive(tmp_path, suffix):
+    """Looking at a folder in a file manager does not make it another one."""
+    path = tmp_path / f"archive{suffix}"
+    edm_zip.write(path, pictures(), labels_for(5))
+    before = edm_zip.fingerprint(path)
+    for name in (".DS_Store", "00000/._img00000000.png", "__MACOSX/00000/x.png", "00000/.thumbnail.jpg"):
+        if suffix:
+            with zipfile.ZipFile(path, "a") as archive:
+                archive.writestr(name, b"junk")
+        else:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(b"junk")
+    assert edm_zip.fingerprint(path) == before
+    with Archive(path) as archive:
+        np.testing.assert_array_equal(archive.load(), pictures())
 
 
 def test_the_fingerprint_changes_with_the_labels_and_the_images_of_an_archive(tmp_path):

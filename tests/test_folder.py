@@ -4,14 +4,16 @@ import io
 import json
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
-from PIL import Image
+from PIL import Image, ImageOps
 
 from class_folders import class_folders, picture
 from tdsm_jax import checks, judge_stages
@@ -20,6 +22,7 @@ from tdsm_jax.data import folder, label_files, pictures, sources
 from tdsm_jax.data.pictures import Form
 from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.errors import UserError
+from tdsm_jax.evaluation import statistics
 from tdsm_jax.labels.estimators import estimate
 from tdsm_jax.labels.evidence import Evidence
 from tdsm_jax.run import Run
@@ -72,6 +75,32 @@ def test_a_zip_holds_what_its_folder_holds(tmp_path):
             np.testing.assert_array_equal(part.labels, other.labels)
 
 
+def test_a_class_may_be_a_link_to_a_folder_but_not_to_one_above(tmp_path):
+    class_folders(tmp_path / "elsewhere", ("ant", "bee"))
+    root = tmp_path / "photos"
+    root.mkdir()
+    (root / "ant").symlink_to(tmp_path / "elsewhere" / "ant", target_is_directory=True)
+    (root / "bee").symlink_to(tmp_path / "elsewhere" / "bee", target_is_directory=True)
+    (root / "cow").symlink_to(tmp_path / "elsewhere" / "bee", target_is_directory=True)  # twice is no loop
+    assert folder.find(root, Form(8, 3)).class_names == ("ant", "bee", "cow")
+    (tmp_path / "elsewhere" / "bee" / "back").symlink_to(root, target_is_directory=True)
+    with pytest.raises(UserError, match=r"bee/back: a link to .*photos, which it lies in itself; remove") as error:
+        folder.find(root, Form(8, 3))
+    assert "\n" not in str(error.value)
+
+
+def test_many_names_are_gone_through_once(tmp_path, monkeypatch):
+    """What is asked of the whole listing is asked once, not for every image of it."""
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for index in range(20_000):
+            archive.writestr(f"{'ab'[index % 2]}/{index}.png", b"")
+    asked, real = [], folder._is_wrapped
+    monkeypatch.setattr(folder, "_is_wrapped", lambda names: asked.append(len(names)) or real(names))
+    found = folder.find(tmp_path / "many.zip", Form(8, 3))
+    assert found.class_names == ("a", "b") and np.bincount(found.labels).tolist() == [10_000, 10_000]
+    assert asked == [20_000]
+
+
 def test_the_middle_of_the_longer_side_is_cut_and_resized():
     wide = picture(0, (30, 12))
     square = np.asarray(wide)[:, 9:21]
@@ -106,6 +135,52 @@ def test_the_orientation_of_a_camera_is_applied():
     exif[0x0112] = 6  # turned by 90 degrees clockwise when shown
     upright = pictures.decode(encoded(image, exif=exif), Form(0, 3))
     np.testing.assert_array_equal(upright, np.rot90(np.asarray(image), -1))
+
+
+@pytest.mark.parametrize("orientation", range(9))
+def test_every_orientation_is_that_of_pillow(orientation):
+    image, exif = picture(3, (24, 16)), Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(image, exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(pictures.decode(content, Form(0, 3)), np.asarray(expected))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_what_a_camera_noted_may_be_damaged():
+    """No bytes of an EXIF block end in anything but an image or one line."""
+    image, exif, g = picture(3, (24, 16)), Image.Exif(), np.random.default_rng(0)
+    exif[0x0112], exif[0x010F], exif[0x8769] = 6, "maker", {0x9003: "2019:05:01 00:00:00"}
+    whole = exif.tobytes()
+    turned = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    begun = b"Exif\0\0MM\0*\0\0\0\x08"
+    contents = [  # the orientation as it should be, beside tags of a type that theirs is not
+        begun + struct.pack(">H", 2) + turned + struct.pack(">HHI4s", tag, kind, 1, b"ab\0\x06") + bytes(4)
+        for tag in (0x010F, 0x011A, 0x8769, 0xA005)
+        for kind in range(14)
+    ]
+    for _ in range(300):
+        broken = np.frombuffer(whole, np.uint8).copy()
+        places = g.integers(6, len(broken), 3)
+        broken[places] = g.integers(0, 256, 3)
+        contents.append(broken.tobytes()[: g.integers(8, len(broken) + 1)])
+    for exif_block in contents:
+        for form in ("JPEG", "PNG", "WEBP"):
+            try:
+                found = pictures.decode(encoded(image, form, exif=exif_block), Form(0, 3))
+            except UserError as error:
+                assert "\n" not in str(error)
+            else:
+                assert sorted(found.shape) == [3, 16, 24]
+
+
+def test_16_bits_a_channel_are_refused_in_colour_too():
+    rows = b"".join(b"\0" + bytes(4 * 6) for _ in range(4))
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
+    with pytest.raises(UserError, match="has more than 8 bits a channel"):
+        pictures.decode(b"\x89PNG\r\n\x1a\n" + b"".join(packed), Form(0, 3))
 
 
 def test_a_separate_test_folder_needs_no_split(tmp_path):
@@ -205,6 +280,12 @@ def test_bad_npz_files_end_in_one_line(tmp_path, content, words):
         read_npz(tmp_path, content)
 
 
+def test_npz_files_that_name_their_classes_in_another_order_are_refused(tmp_path):
+    np.savez(tmp_path / "test.npz", **arrays(class_names=np.array(["a", "c", "b"])))
+    with pytest.raises(UserError, match=r"test\.npz list their classes in another order .class 1 is b .* and c"):
+        read_npz(tmp_path, arrays(class_names=np.array(["a", "b", "c"])), test_path=str(tmp_path / "test.npz"))
+
+
 def given_run(tmp_path, arguments="", **keys):
     """A run on labels as given, of small images."""
     data = tmp_path / "photos"
@@ -242,6 +323,27 @@ def test_a_checked_test_set_is_half_reference_half_test(tmp_path):
     assert given_run(tmp_path).reference is None
     drawn = given_run(tmp_path, "noise=sym")
     assert drawn.reference is drawn.train_set and drawn.known_S is not None
+
+
+def test_a_class_with_one_checked_image_cannot_be_halved(tmp_path):
+    images = np.zeros((8, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(8) % 2)
+    np.savez(tmp_path / "test.npz", images=images[:4], labels=np.array([0, 0, 0, 1]))
+    paths = {"data.path": str(tmp_path / "train.npz"), "data.test_path": str(tmp_path / "test.npz")}
+    run = given_run(tmp_path, **{"data.name": "npz", "data.image_size": 32} | paths)
+    with pytest.raises(UserError, match=r"test.npz: class 1 has 1 of the checked images, half of which are compared"):
+        run.test_set  # noqa: B018
+
+
+def test_test_images_inside_a_npz_file_are_not_taken_for_checked(tmp_path):
+    images, y = np.zeros((8, 16, 16, 3), np.uint8), np.arange(8) % 2
+    np.savez(tmp_path / "a.npz", images=images, labels=y, test_images=images, test_labels=y)
+    keys = {"data.name": "npz", "data.path": str(tmp_path / "a.npz"), "data.image_size": 32}
+    assert given_run(tmp_path, **keys).reference is None
+    with pytest.raises(UserError, match="leave test_path out, or leave them out of the file"):
+        given_run(tmp_path, **keys, **{"data.test_path": str(tmp_path / "a.npz")}).train_set  # noqa: B018
+    with pytest.raises(UserError, match=r"data.test_path \(test images inside a .npz file or a prepared .* are not"):
+        checks.check(given_run(tmp_path, **{"evaluation.classifiers": ("stages", "resnet18")}))
 
 
 @pytest.mark.parametrize(
@@ -324,12 +426,15 @@ def test_metrics_of_labels_rest_on_the_checked_images(tmp_path, monkeypatch):
     judge_stages.fit_judge(run)
     np.testing.assert_array_equal(learnt[0].images, run.reference.images)
     np.testing.assert_array_equal(learnt[0].labels, run.reference.labels)
-    g = np.random.default_rng(0)
-    measured = judge_stages.distances(run, g.random((6, 3)), np.arange(6) % 3)
+    made, y = 128 + 20 * np.random.default_rng(0).random((12, 3)), np.arange(12) % 3
+    measured = judge_stages.distances(run, made, y)
     assert {"cw_fd", "cw_density", "fd"} <= measured.keys()
-    changed = np.roll(run.train_set.labels, 1)
-    object.__setattr__(run.train_set, "labels", changed)
-    assert judge_stages.distances(run, g.random((6, 3)) * 0, np.arange(6) % 3).keys() == measured.keys()
+    real = run.reference.images.astype(float).mean(axis=(1, 2))
+    assert measured == statistics.compare(real, run.reference.labels, made, y, run.config.evaluation.nearest)
+    object.__setattr__(run.train_set, "labels", np.roll(run.train_set.labels, 1))
+    assert judge_stages.distances(run, made, y) == measured
+    object.__setattr__(run.reference, "labels", np.roll(run.reference.labels, 1))  # which do matter
+    assert judge_stages.distances(run, made, y)["cw_fd"] != measured["cw_fd"]
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,17 @@ def test_annotations_as_published_are_pickled_and_read_once_converted(tmp_path, 
     np.testing.assert_array_equal(made.columns(["worse_label"])["worse_label"], given["worse_label"])
 
 
+@pytest.mark.parametrize("cell", ["nan", "inf"])
+def test_workers_are_numbers(tmp_path, folder, monkeypatch, cell):
+    parts = archives.cifar10(folder)
+    archives.register(monkeypatch, folder)
+    archives.human(folder, parts["train"][1], 10)
+    path = folder / "side_info_cifar10N.csv"
+    path.write_text(path.read_text().replace("10--19,10,", f"10--19,{cell},"))
+    with pytest.raises(UserError, match="side_info_cifar10N.csv: holds NaN or infinity"):
+        prepare.prepare("cifar10_n", folder, tmp_path)
+
+
 def test_human_labels_in_another_order_are_refused(tmp_path, folder, monkeypatch):
     parts = archives.cifar10(folder)
     archives.register(monkeypatch, folder)

@@ -1,13 +1,16 @@
 """Images decoded when they are asked for: the same examples, batches and results as in memory, errors that surface."""
 
+import errno
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import jax
 import numpy as np
@@ -15,7 +18,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from class_folders import class_folders
-from tdsm_jax import checks, label_stages
+from tdsm_jax import checks, hosts, label_stages
 from tdsm_jax import config as configuration
 from tdsm_jax.data import edm_zip, label_files, sources, stream
 from tdsm_jax.data.batches import batch_indices
@@ -139,6 +142,10 @@ def test_a_streamed_label_file_fits_these_files_alone_and_decodes_none(tmp_path,
     pixels = Streamed(Reader())  # a reader that knows no digests
     assert sources.images_hash(pixels) != sources.images_hash(pixels.part(np.arange(40)[::-1]))
     assert sources.images_set_hash(pixels) == sources.images_set_hash(pixels.part(np.arange(40)[::-1]))
+    reader = Reader()
+    pixels = Streamed(reader)
+    assert sources.images_hash(pixels) != sources.images_set_hash(pixels)
+    assert len(reader.read_so_far) == 41  # each image once, and the first for its shape
 
 
 def test_corrupt_images_are_left_out_and_counted_the_same_way(tmp_path, caplog):
@@ -162,12 +169,76 @@ def test_corrupt_images_are_left_out_and_counted_the_same_way(tmp_path, caplog):
     )
 
 
+def test_images_are_checked_in_blocks(monkeypatch):
+    """A million of them would be a million futures, which wait in memory."""
+    waiting, threads = [], stream._threads()
+
+    class Counted:
+        def map(self, function, numbers):
+            waiting.append(len(numbers))
+            return threads.map(function, numbers)
+
+    monkeypatch.setattr(stream, "_threads", Counted)
+    count = 2 * stream.BLOCK + 5
+    kept = stream.readable(Reader(count, (1, 1, 1), bad=(0, stream.BLOCK, count - 1)), "x")
+    np.testing.assert_array_equal(kept, np.delete(np.arange(count), [0, stream.BLOCK, count - 1]))
+    assert waiting == [stream.BLOCK, stream.BLOCK, 5]
+
+
 def test_a_folder_of_nothing_but_corrupt_images_is_refused(tmp_path):
     class_folders(tmp_path / "photos")
     for path in (tmp_path / "photos").rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="none of its 12 images can be decoded"):
         pair(tmp_path, on_corrupt="skip")
+
+
+def test_too_few_images_left_are_counted_where_they_are(tmp_path):
+    """In the test folder, not in that of the training images."""
+    class_folders(tmp_path / "checked", ("ant", "bee", "cat"), count=3)
+    for name in ("bee/0.png", "bee/2.png"):
+        (tmp_path / "checked" / name).write_bytes(b"")
+    with pytest.raises(UserError, match="checked: class 'bee' has 1 of the images"):
+        pair(tmp_path, test_path=str(tmp_path / "checked"), on_corrupt="skip")
+
+
+def test_no_images_at_all_are_said_in_one_line():
+    for images in (Streamed(Reader()).part(np.array([], int)), np.zeros((0, 4, 4, 1), np.uint8)):
+        with pytest.raises(UserError, match="x: there must be images .* N >= 1, got none"):
+            sources.Dataset("x", images, np.zeros(0, np.int32), ("a", "b"))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_disk_that_fails_leaves_no_image_out(tmp_path, monkeypatch, number, zipped):
+    """Which examples there are must not depend on how the machine was doing."""
+    pair(tmp_path)
+    if zipped:
+        shutil.make_archive(tmp_path / "photos", "zip", tmp_path / "photos")
+    path = tmp_path / ("photos.zip" if zipped else "photos")
+    opener, real = (zipfile.ZipFile, zipfile.ZipFile.open) if zipped else (pathlib.Path, pathlib.Path.open)
+
+    def fails(self, *arguments, **named):
+        if "3.png" in str(arguments if zipped else self):
+            raise OSError(number, os.strerror(number))
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(opener, "open", fails)
+    with pytest.raises(UserError, match=r"cannot be read .") as error:
+        sources.load(DataSpec("folder", path=str(path), image_size=8, on_corrupt="skip"))
+    assert not isinstance(error.value, stream.Corrupt)
+    assert error.value.exit_code == (2 if number == errno.EACCES else 75)  # 75: it may be there later
+
+
+def test_all_hosts_must_leave_out_the_same_images(tmp_path, monkeypatch):
+    pair(tmp_path)
+    told = []
+    monkeypatch.setattr(hosts, "check_equal", lambda value, what: told.append((value, what)))
+    pair(tmp_path, on_corrupt="skip")
+    assert len(told) == 2 and told[0] == told[1] and told[0][1] == "set of images that can be decoded"
+    (tmp_path / "photos" / "ant" / "3.png").write_bytes(b"")
+    pair(tmp_path, on_corrupt="skip")
+    assert told[2] == told[3] != told[0]
 
 
 def run_of(tmp_path, streamed, arguments="", **keys):
@@ -220,6 +291,15 @@ def test_of_many_held_out_images_an_even_share_is_looked_at():
     np.testing.assert_array_equal(kept.images.ravel(), kept.labels)
 
 
+@pytest.mark.parametrize(("name", "path"), [("folder", "gs://bucket/x"), ("archive", "gs://b/x.zip"), ("cifar10", "")])
+def test_images_in_a_bucket_are_not_streamed(tmp_path, monkeypatch, name, path):
+    """Each of them would be a request of its own, and 16 MB of a zip or record file."""
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/tfds")
+    run = run_of(tmp_path, True, **{"data.name": name, "data.path": path})
+    with pytest.raises(UserError, match="data.stream=True reads single images.* gs://b.* copy the data"):
+        checks.check(run)
+
+
 def test_without_grain_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(UserError, match=r"grain, which is not installed: pip install 'tdsm_jax\[stream\]'"):
@@ -259,8 +339,28 @@ def test_batches_are_made_ahead_and_in_threads():
             if len(made) > 1:
                 break
             time.sleep(0.01)
-        assert len(made) > 1 and main not in {thread for _, thread in made}
+        assert len(made) > 1 and main not in {thread for _, thread in made[1:]}
     assert len(made) < 1000  # only so far ahead
+
+
+def test_only_so_many_bytes_wait(monkeypatch):
+    """Large batches, of several steps a call, would fill the memory of the host before the first step is done."""
+    pytest.importorskip("grain")
+    assert [stream.calls_ahead(size) for size in (0, 1000, 2**40)] == [stream.AHEAD, stream.AHEAD, 2]
+    assert stream.calls_ahead(2**31 // 3) == min(stream.AHEAD, 3)
+    for name, value in (("_WAITING", 5000), ("AHEAD", 32), ("THREADS", 16)):
+        monkeypatch.setattr(stream, name, value)
+    made = []
+    with stream.ahead(lambda step: made.append(step) or {"x": np.zeros(4000, np.uint8)}, range(1000)) as batches:
+        next(batches)
+        time.sleep(0.5)
+        assert len(made) <= 6  # the first, two that wait and what two threads hold
+
+
+def test_no_call_is_left_to_be_made_ahead():
+    pytest.importorskip("grain")
+    with stream.ahead(None, range(0)) as batches:
+        assert list(batches) == []
 
 
 def test_an_error_in_a_thread_surfaces_in_its_turn():

@@ -298,6 +298,44 @@ def test_every_bit_of_a_tfrecord_file_counts(tmp_path):
             assert len(record_files.TfrecordFile(path)) < 5  # cut between two records: the metadata count them
 
 
+def test_a_content_is_checked_once(tmp_path, monkeypatch):
+    contents = [bytes([n]) * 50 for n in range(5)]
+    whole = b"".join(map(archives.tfrecord, contents))
+    path = tmp_path / "x.tfrecord"
+    path.write_bytes(whole)
+    file = record_files.TfrecordFile(path)
+    assert file.read([1, 2]) == contents[1:3]
+    summed, real = [], record_files._crc32c
+    monkeypatch.setattr(record_files, "_crc32c", lambda content: summed.append(content) or real(content))
+    assert file.read([2]) == [contents[2]] and not summed
+    assert file.read([3, 1]) == [contents[3], contents[1]] and summed == [contents[3]]
+    damage(path, whole.index(contents[4]) + 7, "tfrecord")
+    for _ in range(2):  # a wrong one stays unchecked
+        with pytest.raises(UserError, match="record 4 does not have its checksum"):
+            file.read([2, 4])
+
+
+def test_labels_of_streamed_images_fit_the_same_record_files_and_decode_none(prepared, tmp_path, monkeypatch):
+    def streamed(data_dir, part=0, **changes):
+        return sources.load(spec(prepared, "mnist", stream=True, path=str(data_dir), **changes))[part]
+
+    top, folder = copied(prepared, "mnist", tmp_path)
+    train = streamed(prepared.array_record)
+    decoded, real = [], tfds_store.png.decode
+    monkeypatch.setattr(tfds_store.png, "decode", lambda content: decoded.append(content) or real(content))
+    made = label_files.draw(train, "sym", 0.4, 0)
+    np.testing.assert_array_equal(label_files.attach(made, streamed(top)), made.y_tilde)
+    assert len(decoded) <= 2 < len(train.labels)  # for the shapes of two splits
+    with pytest.raises(UserError, match="in another order"):
+        label_files.attach(made, sources.subset(train, np.arange(len(train.labels))[::-1]))
+    others = [streamed(prepared.array_record, 1), streamed(top, image_size=32), streamed(prepared.tfrecord)]
+    path = next(folder.glob("*train.array_record*"))
+    damage(path, path.stat().st_size - 1, "array_record")
+    split = tfds_store.open_splits("mnist", top, 28)[0]
+    hashes = {sources.images_hash(part.images) for part in (train, *others)}
+    assert len(hashes) == 4 and split.digest(0) != next(train.images.digests())
+
+
 @pytest.mark.parametrize("count", [1, 100])  # one by one, and all at once
 def test_checksums_are_crc32c(count):
     """The check value of the catalogue of CRCs, and those of RFC 3720, B.4."""

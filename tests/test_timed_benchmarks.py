@@ -1,16 +1,21 @@
 """Benchmarks of sampling and convolutions: what they time is what it says, and their tables hold it."""
 
+import argparse
+import itertools
 import json
 import pathlib
+import re
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tdsm_jax.benchmark import convolution, profile, sampling, timing
+from tdsm_jax.benchmark import convolution, profile, reading, sampling, timing
+from tdsm_jax.data import stream
 from tdsm_jax.errors import UserError
 from test_benchmark import ROOT, call
 
@@ -103,6 +108,35 @@ def test_sampling_is_measured_by_one_command(tmp_path):
     ]  # fmt: skip
     assert all(r["images_per_second"] > 0 and r["versions"] and r["date"] for r in records)
     assert "| 8 | 4 | 7 |" in done.stdout and "batch 8" in pathlib.Path(drawn).read_text()
+
+
+def test_batches_made_before_the_clock_starts_do_not_count():
+    def batches(made_ahead):
+        for step in itertools.count():
+            if step >= made_ahead:
+                time.sleep(0.02)
+            yield np.zeros(3)
+
+    assert reading.images_a_second(batches(9), 0.1, waiting=9) <= 3 / 0.02
+    assert reading.images_a_second(batches(9), 0.1) > 3 / 0.02
+
+
+def test_of_batches_ahead_all_that_may_wait_are_passed_over(monkeypatch):
+    pytest.importorskip("grain")
+    told = []
+    monkeypatch.setattr(reading, "images_a_second", lambda batches, seconds, waiting=1: told.append(waiting) or 1.0)
+    reading.main(argparse.Namespace(images=20, side=16, size=8, batch=4, seconds=1))
+    assert told == [1, 1, stream.AHEAD + stream.THREADS]
+
+
+def test_reading_is_measured_by_one_command():
+    pytest.importorskip("grain")
+    done = call("reading", "--images=40", "--side=32", "--size=8", "--batch=8", "--seconds=0.1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "32x32 JPEG to 8x8, batches of 8" in done.stdout
+    rates = re.findall(r"^(in memory|when asked for|ahead, by grain) +([\d,]+) images/s$", done.stdout, re.MULTILINE)
+    assert [name for name, _ in rates] == ["in memory", "when asked for", "ahead, by grain"]
+    assert all(int(rate.replace(",", "")) > 0 for _, rate in rates)
 
 
 def test_starting_up_is_measured_by_one_command(tmp_path):

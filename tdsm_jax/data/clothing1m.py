@@ -14,7 +14,7 @@ import numpy as np
 
 from tdsm_jax import paths
 from tdsm_jax.data.containers import read_file
-from tdsm_jax.data.edm_zip import fingerprint
+from tdsm_jax.data.edm_zip import check_plain, fingerprint
 from tdsm_jax.data.folder import Found, Pictures
 from tdsm_jax.data.pictures import Form
 from tdsm_jax.errors import UserError, printable
@@ -56,7 +56,8 @@ class _Tree:
 def find(path: str | os.PathLike, form: Form) -> Clothing:
     """Returns the parts of Clothing-1M at `path`; no image is opened.
 
-    A missing or damaged annotation file, a name without a label or a label outside the classes is a `UserError`.
+    A missing or damaged annotation file, a name without a label or that leads out of the folder, a label outside the
+    classes, and a class without training or test images are a `UserError`.
     """
     path = paths.path_of(path)
     where = _annotations(path)
@@ -71,19 +72,26 @@ def find(path: str | os.PathLike, form: Form) -> Clothing:
         y = np.array([labels[name] for name in names], np.int32)
         return Found(Pictures(path, _Tree(path, names), names, form), y, class_names)
 
-    train, test = _lines(where / NOISY_TRAIN), _lines(where / CLEAN_TEST)
-    known = [*_lines(where / CLEAN_TRAIN), *_lines(where / CLEAN_VAL)]
+    lists = {name: _lines(where / name) for name in (NOISY_TRAIN, CLEAN_TEST, CLEAN_TRAIN, CLEAN_VAL)}
+    for list_name, names in lists.items():
+        check_plain(where / list_name, names)
+    train, test, known = lists[NOISY_TRAIN], lists[CLEAN_TEST], [*lists[CLEAN_TRAIN], *lists[CLEAN_VAL]]
     tested = set(test)
     for name in (*train, *known):
         if name in tested:
             raise UserError(f"{where / CLEAN_TEST}: {printable(name)} is also in another list; test images must not be")
     pairs = [(clean[name], noisy[name]) for name in known if name in noisy and name in clean]
-    return Clothing(
+    found = Clothing(
         part(train, noisy, NOISY_LABELS),
         part(test, clean, CLEAN_LABELS),
         part(known, clean, CLEAN_LABELS),
         np.array(pairs, np.int32).reshape(-1, 2),
     )
+    for list_name, labels in ((NOISY_TRAIN, found.train.labels), (CLEAN_TEST, found.test.labels)):
+        counts = np.bincount(labels, minlength=K)
+        if not counts.all():
+            raise UserError(f"{where / list_name}: names no image of class {printable(class_names[counts.argmin()])}")
+    return found
 
 
 def inputs(path: str | os.PathLike) -> dict[str, str]:
@@ -118,5 +126,6 @@ def _labels(path: paths.Path, num_classes: int) -> dict[str, int]:
             raise UserError(
                 f"{path}: line {number}, {printable(line)!r}, is not a name and a label in 0..{num_classes - 1}"
             )
-        labels[name.strip()] = int(label)
+        if labels.setdefault(name.strip(), int(label)) != int(label):
+            raise UserError(f"{path}: line {number} labels {printable(name)} unlike an earlier one; keep one of them")
     return labels

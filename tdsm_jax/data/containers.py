@@ -1,18 +1,25 @@
 """The files inside a folder or a zip file, by name: listed at once, read one at a time, never unpacked to disk."""
 
 import contextlib
+import errno
 import os
+import stat
 import struct
 import zipfile
 import zlib
 
 from tdsm_jax import files, paths
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import Unreachable, UserError
 
 # What zipfile raises, between them, for bytes that are no whole zip file.
 _DAMAGE = (
     zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, struct.error, zlib.error
 )  # fmt: skip
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # of a name that no file has
+
+
+class Lost(UserError):
+    """A file that is missing, damaged or too large: it will be no other when it is read again."""
 
 
 class Folder:
@@ -62,14 +69,17 @@ class Zip:
         """Returns the bytes of one of `names`; damage, or more than `limit` bytes, is a `UserError`."""
         declared = self._zip.getinfo(name).file_size
         if declared > limit:
-            raise UserError(f"{self._path}: {name} would unpack to {declared} bytes; at most {limit} are read")
+            raise Lost(f"{self._path}: {name} would unpack to {declared} bytes; at most {limit} are read")
         with paths.reaching(self._path):
             try:
                 with self._zip.open(name) as file:
                     return file.read(declared)  # a bare read() would first inflate all that the stream holds
             except _DAMAGE as error:
+                # zipfile seeks to where a damaged file sends it, which is an invalid argument; the rest is of the disk.
+                if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                    raise _unread(self._path, error) from None
                 reason = f"{name} cannot be unpacked ({error})"
-                raise UserError(f"{self._path}: {reason}; copy or download it again") from None
+                raise Lost(f"{self._path}: {reason}; copy or download it again") from None
 
     def listing(self) -> list:
         """Returns name, size and checksum of every file, in order."""
@@ -80,19 +90,41 @@ class Zip:
         self._open.close()
 
 
+def is_hidden(name: str) -> bool:
+    """Says whether a file is none of the user's data: its name or a folder's begins with a dot, or macOS added it."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
 def read_file(path: str | os.PathLike, limit: int) -> bytes:
-    """Returns the bytes of a regular file; none, an unreadable one or one above `limit` bytes is a `UserError`."""
+    """Returns the bytes of a regular file; none, or one above `limit` bytes, is `Lost`.
+
+    One that a disk or a bucket fails to give is another `UserError`.
+    """
     path = paths.path_of(path)
-    if not paths.is_file(path):  # opening a pipe would wait forever
-        raise UserError(f"{path}: no such file")
     try:
+        if not _is_regular(path):  # opening a pipe would wait forever
+            raise Lost(f"{path}: no such file")
         with paths.reaching(path), path.open("rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        nowhere = isinstance(error, FileNotFoundError) or error.errno in _NOWHERE  # of a bucket it has no number
+        raise (Lost(f"{path}: no such file") if nowhere else _unread(path, error)) from None
     if len(content) > limit:
-        raise UserError(f"{path}: larger than {limit} bytes, the most that is read")
+        raise Lost(f"{path}: larger than {limit} bytes, the most that is read")
     return content
+
+
+def _is_regular(path: paths.Path) -> bool:
+    """Whether there is a file; pathlib's own answer may be a no where the disk gave none."""
+    if paths.is_remote(path):
+        return paths.is_file(path)
+    return "\0" not in str(path) and stat.S_ISREG(path.stat().st_mode)  # with that byte it is no name at all
+
+
+def _unread(path: paths.Path, error: OSError) -> UserError:
+    """What is wrong with the machine or the disk, not with the file: it says nothing of what is in it."""
+    kind = UserError if isinstance(error, PermissionError) else Unreachable
+    return kind(f"{path}: cannot be read ({error.strerror})")
 
 
 def _name_of(info: zipfile.ZipInfo) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from tdsm_jax import files, paths
 from tdsm_jax.command import new_parser, run_command
-from tdsm_jax.data import edm_zip, label_files, sources, tfds_store
+from tdsm_jax.data import class_order, edm_zip, label_files, sources, tfds_store
 from tdsm_jax.data.containers import read_file
 from tdsm_jax.data.sources import Dataset, DataSpec
 from tdsm_jax.errors import UserError, did_you_mean
@@ -95,7 +95,8 @@ def _readers(source: str) -> tuple[str, ...]:
 def read_noisy(path: str, source: Labelled) -> np.ndarray:
     """Returns the noisy labels int32 [N] of `source` from a label file of ours or from a dataset.json."""
     if label_files.FORMAT.encode() not in read_file(path, edm_zip.MAX_LABELS_BYTES):
-        labels = edm_zip.read_labels(path, source.names)
+        labels, class_names = edm_zip.read_labels(path, source.names)
+        class_order.check("the source", source.class_names, path, class_names)
         if source.class_names and labels.max() >= len(source.class_names):
             raise UserError(f"{path} holds label {labels.max()}, but the source has {len(source.class_names)} classes")
         return labels

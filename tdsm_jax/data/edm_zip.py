@@ -22,8 +22,8 @@ import numpy as np
 from tqdm import tqdm
 
 from tdsm_jax import files, paths
-from tdsm_jax.data import png
-from tdsm_jax.data.containers import Folder, Zip, read_file
+from tdsm_jax.data import class_order, png
+from tdsm_jax.data.containers import Folder, Zip, is_hidden, read_file
 from tdsm_jax.errors import UserError
 
 LABELS = "dataset.json"
@@ -81,8 +81,13 @@ class Archive:
         return _class_names(f"{self.path}/{LABELS}", self._own_json) if self.has_labels_file else ()
 
     def labels_of(self, path: str | os.PathLike) -> np.ndarray:
-        """Returns the labels int32 [N] that a separate dataset.json gives to these images, matched by name."""
-        return read_labels(path, self.names)
+        """Returns the labels int32 [N] that a separate dataset.json gives to these images, matched by name.
+
+        Where both name their classes, names in another order are a `UserError`.
+        """
+        labels, class_names = read_labels(path, self.names)
+        class_order.check(self.path, self.class_names, path, class_names)
+        return labels
 
     def images(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns the images uint8 [B, H, W, C] at `indices` [B] of `names`."""
@@ -137,7 +142,8 @@ class Archive:
 def fingerprint(path: str | os.PathLike) -> str:
     """Returns a SHA-256 that changes with a file, or with the files and labels of an archive (a folder or a .zip).
 
-    Of an archive's images it reads the table of contents alone: names, sizes and, in a zip file, checksums.
+    Of an archive's images it reads the table of contents alone: names, sizes and, in a zip file, checksums. Hidden
+    files, which file managers leave, do not count.
     """
     path = paths.path_of(path)
     if not path.is_dir() and path.suffix != ".zip":
@@ -148,24 +154,27 @@ def fingerprint(path: str | os.PathLike) -> str:
         raise UserError(f"{path}: no such folder or zip file")
     with contextlib.closing(Folder(path) if path.is_dir() else Zip(path)) as container:
         labels = container.read(LABELS, MAX_LABELS_BYTES) if LABELS in container.names else b""
-        return files.digest([container.listing(), hashlib.sha256(labels).hexdigest()])
+        listing = [entry for entry in container.listing() if not is_hidden(entry[0])]
+        return files.digest([listing, hashlib.sha256(labels).hexdigest()])
 
 
 def _image_names(path: paths.Path, names: set[str]) -> list[str]:
-    chosen = sorted(name for name in names if name.lower().endswith(".png"))
-    others = sorted(name for name in names if name.lower().endswith(_OTHER_IMAGES))
+    check_plain(path, sorted(name for name in names if name.lower().endswith(".png")))  # before ../ counts as hidden
+    seen = sorted(name for name in names if not is_hidden(name))
+    chosen = [name for name in seen if name.lower().endswith(".png")]
+    others = [name for name in seen if name.lower().endswith(_OTHER_IMAGES)]
     if others:
         raise UserError(f"{path}: {others[0]} is not named as a PNG file; convert the images to PNG")
     if not chosen:
         raise UserError(f"{path}: holds no PNG images")
-    _check_plain(path, chosen)
     return chosen
 
 
-def _check_plain(path: paths.Path, names: Sequence[str]) -> None:
+def check_plain(path: paths.Path, names: Sequence[str]) -> None:
+    """Raises `UserError` for a name that may lead out of the folder or zip file that its file is looked for in."""
     for name in names:
         if "\\" in name or {"", ".", ".."} & set(name.split("/")):
-            raise UserError(f"{path}: {name!r} is no plain relative name; pack the images again")
+            raise UserError(f"{path}: {_short(name)} is no plain relative name; pack or name the images again")
 
 
 def _parse_json(path: str | os.PathLike, content: bytes) -> dict:
@@ -205,12 +214,16 @@ def _labels(path: str, content: dict, names: Sequence[str]) -> np.ndarray | None
     return np.array([label_of[name] for name in names], np.int32)
 
 
-def read_labels(path: str | os.PathLike, names: Sequence[str]) -> np.ndarray:
-    """Returns the labels int32 [N] that a dataset.json gives to the images `names` [N], all of which it labels."""
-    labels = _labels(str(path), _parse_json(path, read_file(path, MAX_LABELS_BYTES)), names)
+def read_labels(path: str | os.PathLike, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns the labels int32 [N] that a dataset.json gives to the images `names` [N], all of which it labels.
+
+    With them come the class names of that file, () where it has none.
+    """
+    content = _parse_json(path, read_file(path, MAX_LABELS_BYTES))
+    labels = _labels(str(path), content, names)
     if labels is None:
         raise UserError(f'{path}: "labels" is null; give a file that holds labels')
-    return labels
+    return labels, _class_names(str(path), content)
 
 
 def _class_names(path: str, content: dict) -> tuple[str, ...]:
@@ -258,7 +271,7 @@ def write(
         raise UserError(f"{path}: the labels go up to {np.max(labels)}, but there are {len(class_names)} class names")
     if sorted(set(names)) != names:
         raise UserError(f"{path}: the image names must be distinct and sorted, since readers sort them")
-    _check_plain(path, names)
+    check_plain(path, names)
     if paths.exists(path):
         raise UserError(f"{path} exists; give another path or remove it")
     if paths.is_remote(path) and path.suffix != ".zip":

@@ -9,11 +9,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from tdsm_jax import files, paths
-from tdsm_jax.data import pictures
-from tdsm_jax.data.containers import Folder, Zip
+from tdsm_jax.data import class_order, pictures
+from tdsm_jax.data.containers import Folder, Lost, Zip, is_hidden
 from tdsm_jax.data.pictures import Form
 from tdsm_jax.data.stream import Corrupt, Reader
-from tdsm_jax.errors import Unreachable, UserError, printable
+from tdsm_jax.errors import UserError, printable
 
 _SHOWN = 5  # names of an error message
 _NEEDED, _OPTIONAL = {"images", "labels"}, {"test_images", "test_labels", "class_names"}  # arrays of a .npz
@@ -64,9 +64,7 @@ class Pictures:
         name = self._names[index]
         try:
             content = self._container.read(name, pictures.MAX_FILE_BYTES)
-        except Unreachable:  # it may be there later
-            raise
-        except UserError as error:
+        except Lost as error:  # others, which a disk or a bucket gives rise to, say nothing of the image
             raise Corrupt(f"{error}; or set config key data.on_corrupt=skip") from None
         try:
             return pictures.decode(content, self._form)
@@ -105,7 +103,7 @@ def find(path: str | os.PathLike, form: Form) -> Found:
     if not paths.exists(path):
         raise UserError(f"{path}: no such folder or zip file")
     container = Folder(path) if path.is_dir() else Zip(path)
-    names = sorted(name for name in container.names if not name.endswith("/") and not _hidden(name))
+    names = sorted(name for name in container.names if not name.endswith("/") and not is_hidden(name))
     if not names:
         raise UserError(f"{path}: holds no images; it should hold a folder for each class, with the images in it")
     others = [name for name in names if not name.lower().endswith(pictures.SUFFIXES)]
@@ -115,7 +113,8 @@ def find(path: str | os.PathLike, form: Form) -> Found:
             f"{f' (nor are {len(others) - 1} more)' if len(others) > 1 else ''}; "
             f"move it away, or convert it to one of {', '.join(pictures.SUFFIXES)}"
         )
-    classes = [_class_of(path, name, _is_wrapped(names)) for name in names]
+    wrapped = _is_wrapped(names)
+    classes = [_class_of(path, name, wrapped) for name in names]
     class_names = tuple(sorted(set(classes)))
     if len(class_names) < 2:
         raise UserError(f"{path}: has one class folder only, {printable(class_names[0])}; two classes are needed")
@@ -133,10 +132,6 @@ def check_pairs_of_images(path: str | os.PathLike, labels: np.ndarray, class_nam
         raise UserError(f"{path}: class {lone!r} has {counts.min()} of the images; each needs two at least")
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
 def _is_wrapped(names: Sequence[str]) -> bool:
     return len({name.partition("/")[0] for name in names}) == 1 and all(name.count("/") >= 2 for name in names)
 
@@ -149,7 +144,7 @@ def _class_of(path: paths.Path, name: str, wrapped: bool) -> str:
 
 
 def same_classes(path: str, train: Found, test_path: str, test: Found) -> None:
-    """Raises `UserError` where two parts of a data set have not the same classes."""
+    """Raises `UserError` where two parts of a data set have not the same classes in the same order."""
     differ = sorted(set(train.class_names) ^ set(test.class_names))
     if differ:
         shown = ", ".join(printable(name) for name in differ[:_SHOWN])
@@ -157,6 +152,7 @@ def same_classes(path: str, train: Found, test_path: str, test: Found) -> None:
             f"{path} has {len(train.class_names)} classes and {test_path} {len(test.class_names)}; only one of them "
             f"has: {shown}{', ...' if len(differ) > _SHOWN else ''}"
         )
+    class_order.check(path, train.class_names, test_path, test.class_names)
 
 
 def read_npz(path: str | os.PathLike) -> tuple[Found, Found | None]:

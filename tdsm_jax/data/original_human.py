@@ -5,6 +5,8 @@ Source: Wei et al., ICLR 2022; https://github.com/UCSC-REAL/cifar-10-100n
 
 import csv
 import functools
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -104,6 +106,8 @@ def _side_information(path: paths.Path, width: int, count: int) -> list[list[flo
         numbers = [[float(cell) for cell in line[1 : 1 + width]] for line in lines if line]
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not a table of numbers ({error})") from None
+    if not all(map(math.isfinite, itertools.chain(*numbers))):
+        raise UserError(f"{path}: holds NaN or infinity where numbers of workers and seconds should be; copy it again")
     if len(numbers) < count or any(len(line) < width for line in numbers):
         raise UserError(f"{path}: {count} lines of {width} numbers are needed, it has {len(numbers)}")
     return numbers

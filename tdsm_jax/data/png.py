@@ -13,8 +13,8 @@ MAX_SIDE = 4096  # pixels; a larger header is a mistake or a decompression bomb
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 _CHANNELS = {"grey": 1, "RGB": 3}
-# What Pillow raises, between them, for bytes that are no whole PNG file.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+# What Pillow raises, between them, for bytes that are no whole image file.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def shape_of(content: bytes) -> tuple[int, int, int]:
@@ -35,6 +35,12 @@ def shape_of(content: bytes) -> tuple[int, int, int]:
     return height, width, _CHANNELS[colour]
 
 
+def depth_of(content: bytes) -> int:
+    """Returns the bits a channel that the header of a PNG file states, 0 for other bytes."""
+    is_png = len(content) > 24 and content[:8] == _SIGNATURE and content[12:16] == b"IHDR"
+    return content[24] if is_png else 0
+
+
 def decode(content: bytes) -> np.ndarray:
     """Returns the image of a PNG file, uint8 [H, W, C]; a damaged or unsupported one raises `UserError`."""
     shape = shape_of(content)
@@ -44,7 +50,7 @@ def decode(content: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             pixels = image.tobytes()
         return np.frombuffer(pixels, np.uint8).reshape(shape)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(f"is a damaged PNG file ({error})") from None
 
 

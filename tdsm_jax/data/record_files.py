@@ -28,12 +28,17 @@ class TfrecordFile:
     def __init__(self, path: str | os.PathLike):
         self._path = path
         self._starts, self._lengths = self._scan()
+        self._checked = np.zeros(len(self._starts), bool)
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def read(self, numbers: Sequence[int]) -> list[bytes]:
-        """Returns the contents of the records of these numbers; one that its checksum denies is a `UserError`."""
+        """Returns the contents of the records of these numbers; one that its checksum denies is a `UserError`.
+
+        A content is checked when it is read first: of a single one that takes longer than to decode its image, and
+        threads that decode would wait for it.
+        """
         contents, stored = [], []
         with files.open_parts(self._path) as file:
             for number in numbers:
@@ -41,9 +46,14 @@ class TfrecordFile:
                 content = file.read(self._lengths[number] + _FOOTER)
                 contents.append(content[:-_FOOTER])
                 stored.append(content[-_FOOTER:])
-        wrong = np.flatnonzero(_masked(crc32c(contents)) != np.frombuffer(b"".join(stored), "<u4"))
+        if any(len(checksum) < _FOOTER for checksum in stored):
+            raise _damaged(self._path, "it has been cut since it was opened")
+        new = np.flatnonzero(~self._checked[list(numbers)])
+        found = _masked(crc32c([contents[n] for n in new]))
+        wrong = new[found != np.frombuffer(b"".join(stored), "<u4")[new]]
         if len(wrong):
             raise _damaged(self._path, f"record {numbers[wrong[0]]} does not have its checksum")
+        self._checked[list(numbers)] = True
         return contents
 
     def _scan(self) -> tuple[np.ndarray, np.ndarray]:

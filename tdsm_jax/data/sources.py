@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from tdsm_jax import paths
-from tdsm_jax.data import clothing1m, folder, stream, synthetic, tfds_store
+from tdsm_jax import hosts, paths
+from tdsm_jax.data import class_order, clothing1m, folder, stream, synthetic, tfds_store
 from tdsm_jax.data.edm_zip import Archive, image_names, read_labels
 from tdsm_jax.data.folder import Found
 from tdsm_jax.data.pictures import Form
@@ -36,10 +36,11 @@ class Dataset:
     pairs: np.ndarray | None = None
 
     def __post_init__(self):
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or len(self.images) == 0:
+        if len(self.images) == 0:  # of streamed ones there is no shape, then
+            raise UserError(f"{self.name}: there must be images [N, H, W, C] with N >= 1, got none")
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
             raise UserError(
-                f"{self.name}: images must be uint8 [N, H, W, C] with N >= 1, "
-                f"got {self.images.dtype} {self.images.shape}"
+                f"{self.name}: images must be uint8 [N, H, W, C], got {self.images.dtype} {self.images.shape}"
             )
         if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
             raise UserError(
@@ -112,25 +113,24 @@ def _digits(spec: DataSpec) -> tuple[Dataset, Dataset]:
 
 def _archive(spec: DataSpec) -> tuple[Dataset, Dataset]:
     """The images of folders or zip files in the format of StyleGAN and EDM."""
-    whole = _read_archive(spec.path, spec.labels_path, spec.stream)
+    whole, names = _read_archive(spec.path, spec.labels_path, spec.stream)
     if not spec.test_path:
         return stratified_split(whole, spec.test_fraction, spec.split_seed)
-    test = _read_archive(spec.test_path, "", spec.stream)
-    if test.images.shape[1:] != whole.images.shape[1:]:
-        raise UserError(
-            f"{spec.test_path} holds images of shape {test.images.shape[1:]}, but {spec.path} of "
-            f"{whole.images.shape[1:]}; bring both to one form"
-        )
-    class_names = max(whole.class_names, test.class_names, key=len)  # one part may lack the last class
+    test, test_names = _read_archive(spec.test_path, "", spec.stream)
+    _check_alike(spec, whole, test)
+    class_order.check(spec.path, names, spec.test_path, test_names)
+    # One part may lack the last classes; names are better than the numbers that stand for them where there are none.
+    class_names = max(names, test_names, whole.class_names, test.class_names, key=len)
     return tuple(dataclasses.replace(part, class_names=class_names) for part in (whole, test))
 
 
-def _read_archive(path: str, labels_path: str, streamed: bool) -> Dataset:
+def _read_archive(path: str, labels_path: str, streamed: bool) -> tuple[Dataset, tuple[str, ...]]:
+    """The images with their labels, and the names that the archive itself gives to classes, () for none."""
     archive = Archive(path)
     try:
         labels = _archive_labels(archive, labels_path)
         images = stream.Streamed(archive) if streamed else archive.load()
-        return Dataset(_stem(path), images, labels, _class_names(archive, labels))
+        return Dataset(_stem(path), images, labels, _class_names(archive, labels)), archive.class_names
     finally:
         if not streamed:  # else it is read from then on
             archive.close()
@@ -146,10 +146,10 @@ def _folder(spec: DataSpec) -> tuple[Dataset, Dataset]:
     form = _form(spec)
     found = folder.find(spec.path, form)
     if not spec.test_path:
-        return stratified_split(_dataset(spec, _stem(spec.path), found), spec.test_fraction, spec.split_seed)
+        return stratified_split(_dataset(spec, spec.path, found), spec.test_fraction, spec.split_seed)
     test = folder.find(spec.test_path, form)
     folder.same_classes(spec.path, found, spec.test_path, test)
-    parts = tuple(_dataset(spec, _stem(spec.path), part) for part in (found, test))
+    parts = tuple(_dataset(spec, path, part) for path, part in ((spec.path, found), (spec.test_path, test)))
     _check_alike(spec, *parts)
     return parts
 
@@ -158,7 +158,7 @@ def _npz(spec: DataSpec) -> tuple[Dataset, Dataset]:
     """The arrays of a .npz file, as they are."""
     found, test = folder.read_npz(spec.path)
     if spec.test_path and test is not None:
-        raise UserError(f"{spec.path} holds test images of its own; leave test_path out")
+        raise UserError(f"{spec.path} holds test images of its own; leave test_path out, or leave them out of the file")
     if spec.test_path:
         test, _ = folder.read_npz(spec.test_path)
         folder.same_classes(spec.path, found, spec.test_path, test)
@@ -172,7 +172,9 @@ def _npz(spec: DataSpec) -> tuple[Dataset, Dataset]:
 def _clothing1m(spec: DataSpec) -> tuple[Dataset, Dataset]:
     """Clothing-1M: noisy training images, clean test images, and the other clean ones as the reference."""
     parts = clothing1m.find(spec.path, _form(spec))
-    train, test, reference = (_dataset(spec, "clothing1m", part) for part in parts[:3])
+    train, test, reference = (_dataset(spec, spec.path, part) for part in parts[:3])
+    _check_alike(spec, train, test)
+    _check_alike(spec, train, reference, "clean")
     pairs = parts.pairs if len(parts.pairs) else None
     return dataclasses.replace(train, clean=False, reference=reference, pairs=pairs), test
 
@@ -183,21 +185,23 @@ def _form(spec: DataSpec) -> Form:
     return Form(spec.image_size, spec.channels)
 
 
-def _dataset(spec: DataSpec, name: str, found: Found) -> Dataset:
-    """Loads images, or leaves them where they are; those that cannot be decoded are left out if so asked."""
+def _dataset(spec: DataSpec, path: str, found: Found) -> Dataset:
+    """Loads images of `path`, or leaves them there; those that cannot be decoded are left out if so asked."""
     images, labels = stream.Streamed(found.images), found.labels
+    name = "clothing1m" if spec.name == "clothing1m" else _stem(spec.path)
     if spec.on_corrupt == "skip":
         kept = stream.readable(found.images, name)
+        hosts.check_equal(hashlib.sha256(kept.tobytes()).hexdigest(), "set of images that can be decoded")
         images, labels = images.part(kept), labels[kept]
-        folder.check_pairs_of_images(spec.path, labels, found.class_names)
+        folder.check_pairs_of_images(path, labels, found.class_names)
     return Dataset(name, images if spec.stream else stream.loaded(images, name), labels, found.class_names)
 
 
-def _check_alike(spec: DataSpec, train: Dataset, test: Dataset) -> None:
+def _check_alike(spec: DataSpec, train: Dataset, test: Dataset, kind: str = "test") -> None:
     if test.images.shape[1:] != train.images.shape[1:]:
         raise UserError(
-            f"{spec.test_path or spec.path} holds test images of shape {test.images.shape[1:]}, but training images of "
-            f"{train.images.shape[1:]}; bring both to one form"
+            f"{spec.test_path or spec.path} holds {kind} images of shape {test.images.shape[1:]}, but training images "
+            f"of {train.images.shape[1:]}; bring both to one form"
         )
 
 
@@ -221,7 +225,9 @@ def archive_labels(spec: DataSpec, labels_path: str) -> np.ndarray:
     """
     if spec.name in tfds_store.IMAGES and tfds_store.DATASETS[spec.name].keys != "record" and labels_path:
         train, _ = tfds_store.open_splits(spec.name, spec.path, spec.image_size)
-        return read_labels(labels_path, image_names(len(train)))
+        labels, class_names = read_labels(labels_path, image_names(len(train)))
+        class_order.check(train.directory, train.class_names, labels_path, class_names)
+        return labels
     if spec.name != "archive":
         raise UserError(f"the images of the dataset {spec.name!r} have no names to match labels by; 'archive' has")
     with Archive(spec.path) as archive:

@@ -21,7 +21,8 @@ from tdsm_jax.errors import UserError
 
 BLOCK = 256  # images that are read at a time where all of them are gone through
 THREADS = min(16, os.cpu_count() or 1)  # that decode; Pillow decodes without holding the interpreter
-AHEAD = 2 * THREADS  # calls of the step whose batches may wait
+AHEAD = 2 * THREADS  # calls of the step whose batches may wait, at most
+_WAITING = 2**31  # bytes of batches that may wait; two calls in any case, or nothing would be made ahead
 _NAMED = 5  # files left out that a log line names
 
 
@@ -103,9 +104,13 @@ class Streamed:
 
     def digests(self) -> Iterator[bytes]:
         """Yields what tells each image from others: what the reader knows of it, else a SHA-256 of its pixels."""
+        return iter(self._digests)
+
+    @functools.cached_property
+    def _digests(self) -> list[bytes]:
         if hasattr(self._reader, "digest"):
-            return (self._reader.digest(index) for index in self._index.tolist())
-        return (hashlib.sha256(image.tobytes()).digest() for block in self.blocks() for image in block)
+            return [self._reader.digest(index) for index in self._index.tolist()]
+        return [hashlib.sha256(image.tobytes()).digest() for block in self.blocks() for image in block]
 
 
 @functools.cache
@@ -174,9 +179,11 @@ def readable(reader: Reader, label: str) -> np.ndarray:
             return str(error)
         return ""
 
-    found = list(
-        tqdm(_threads().map(complaint, range(len(reader))), f"check {label}", len(reader), disable=None, delay=2)
-    )
+    found = []
+    with tqdm(total=len(reader), desc=f"check {label}", unit=" images", disable=None, delay=2) as progress:
+        for start in range(0, len(reader), BLOCK):  # not all at once: each image that waits for its turn takes 2 kB
+            found += _threads().map(complaint, range(start, min(start + BLOCK, len(reader))))
+            progress.update(len(found) - start)
     corrupt = [text for text in found if text]
     if corrupt:
         more = f" and {len(corrupt) - _NAMED} more" if len(corrupt) > _NAMED else ""
@@ -225,17 +232,34 @@ class _Calls:
 def ahead(make: Callable[[int], Any], numbers: range) -> Iterator[Iterator[Any]]:
     """Yields an iterator of `make`(number) for all numbers, in order, made by threads of grain ahead of their turn.
 
-    What `make` raises is raised in the turn of its number.
+    The first is made here, since its size says how many may wait. What `make` raises is raised in the turn of its
+    number.
     """
     check_installed()
     import grain  # an extra
 
-    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
-    iterator = iter(grain.MapDataset.source(_Calls(make, numbers)).to_iter_dataset(options))
+    if not numbers:
+        yield iter(())
+        return
+    known = {numbers[0]: make(numbers[0])}
+    waiting = calls_ahead(_bytes(known[numbers[0]]))
+    calls = _Calls(lambda number: known.pop(number) if number in known else make(number), numbers)
+    options = grain.ReadOptions(num_threads=min(THREADS, waiting), prefetch_buffer_size=waiting)
+    iterator = iter(grain.MapDataset.source(calls).to_iter_dataset(options))
     try:
         yield map(_made, iterator)
     finally:
         iterator.close()
+
+
+def calls_ahead(bytes_a_call: int) -> int:
+    """Returns how many calls' batches of that size may wait."""
+    return max(2, min(AHEAD, _WAITING // max(1, bytes_a_call)))
+
+
+def _bytes(made: Any) -> int:
+    arrays = made.values() if isinstance(made, dict) else [made]
+    return sum(getattr(array, "nbytes", 0) for array in arrays)
 
 
 def _made(value: Any) -> Any:

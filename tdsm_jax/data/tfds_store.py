@@ -96,6 +96,18 @@ class Split:
         (content,) = self._file(shard).read([number - int(self._ends[shard]) + self._lengths[shard]])
         return self._image(_features_of(content, self._paths[shard]), number)
 
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.directory)
+
+    def digest(self, index: int) -> bytes:
+        """Returns a SHA-256 of the prepared dataset as a whole, the index and the form of an image: none is decoded.
+
+        Labels made of streamed images therefore fit images streamed from the same record files alone, wherever they
+        lie, and not the other format of them or an archive.
+        """
+        return hashlib.sha256(repr((self._fingerprint, self.split, index, self.image_shape)).encode()).digest()
+
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns all images uint8 [N, H, W, C] and labels int32 [N], decoded once: 3 kB an image of 32 x 32.
 
@@ -216,7 +228,12 @@ def find(name: str, data_dir: str | os.PathLike = "", config: str = "") -> paths
 
 def default_dir() -> paths.Path:
     """Returns where TensorFlow Datasets keeps data unless told otherwise: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    return paths.path_of(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+    return paths.path_of(default_name())
+
+
+def default_name() -> str:
+    """Returns the path of `default_dir`, or its address, of which nothing is asked."""
+    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def _is_of(directory: paths.Path, name: str, config: str) -> bool:

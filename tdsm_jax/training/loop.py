@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -75,38 +75,22 @@ def run(
     start, state = (checkpoints.restore(state) if checkpoints else None) or (0, state)
     if start % schedule.steps_a_call:
         raise UserError(
-            f"{label} goes on from step {start}, of which steps_a_call={schedule.steps_a_call} is no divisor"
+            f"{label} goes on from step {start}, of which steps_a_call={schedule.steps_a_call} is no divisor; "
+            "set config key compute.steps_a_call=1"
         )
     pending = Pending(label, checkpoints.notes(start) if checkpoints and start else {})
     log = MetricLog(directory, resume_step=start) if directory else None
-
-    def rows_of(step: int) -> dict[str, np.ndarray]:
-        """Returns this host's rows of the batches of a call that ends at `step`."""
-        if per_call == 1:
-            return batches(step - 1, rows)
-        several = [batches(number, rows) for number in range(step - per_call, step)]
-        return {name: np.stack([batch[name] for batch in several]) for name in several[0]}
-
-    per_call, rows, stopping = schedule.steps_a_call, mesh.rows(batch_size), False
+    per_call, stopping = schedule.steps_a_call, False
     calls = range(start + per_call, schedule.steps + 1, per_call)
-    making = stream.ahead(rows_of, calls) if ahead else contextlib.nullcontext(map(rows_of, calls))
+    making = _host_batches(batches, mesh.rows(batch_size), calls, ahead)
     try:
         with making as made, Progress(label, schedule.steps, batch_size, initial_step=start) as progress:
             for step, batch in zip(calls, made, strict=True):
                 state, metrics = step_fn(state, parallel.feed(batch, mesh, per_call), key)
                 pending.add(metrics)
-                last, shown = step == schedule.steps, {}
-                if step % schedule.log_every == 0 or last:
-                    shown = pending.means(step)
-                    if log:
-                        log.write(step, shown)
-                if evaluate and (last or (schedule.evaluate_every and step % schedule.evaluate_every == 0)):
-                    state, measured = evaluate(state)
-                    shown = shown | measured
-                    if log:
-                        log.write(step, measured)
-                stopping = not last and hosts.stop_asked()
-                in_turn = last or step % schedule.save_every == 0
+                state, shown = _measured(step, state, schedule, pending, evaluate, log)
+                stopping = step < schedule.steps and hosts.stop_asked()
+                in_turn = step == schedule.steps or step % schedule.save_every == 0
                 if checkpoints and (in_turn or stopping):
                     if log:
                         log.save()
@@ -124,6 +108,42 @@ def run(
     if stopping:
         raise Stopped
     return state
+
+
+def _host_batches(
+    batches: Batches, rows: np.ndarray, calls: range, ahead: bool
+) -> contextlib.AbstractContextManager[Iterator[dict[str, np.ndarray]]]:
+    """Gives this host's rows of the batches of each call, which `calls` names by the step that it ends at."""
+
+    def rows_of(step: int) -> dict[str, np.ndarray]:
+        if calls.step == 1:
+            return batches(step - 1, rows)
+        several = [batches(number, rows) for number in range(step - calls.step, step)]
+        return {name: np.stack([batch[name] for batch in several]) for name in several[0]}
+
+    return stream.ahead(rows_of, calls) if ahead else contextlib.nullcontext(map(rows_of, calls))
+
+
+def _measured(
+    step: int,
+    state: Any,
+    schedule: Schedule,
+    pending: "Pending",
+    evaluate: Callable[[Any], tuple[Any, dict]] | None,
+    log: MetricLog | None,
+) -> tuple[Any, dict[str, float]]:
+    """Logs what is due at a step; returns the state, which evaluating may replace, and what has been logged."""
+    last, shown = step == schedule.steps, {}
+    if step % schedule.log_every == 0 or last:
+        shown = pending.means(step)
+        if log:
+            log.write(step, shown)
+    if evaluate and (last or (schedule.evaluate_every and step % schedule.evaluate_every == 0)):
+        state, measured = evaluate(state)
+        shown = shown | measured
+        if log:
+            log.write(step, measured)
+    return state, shown
 
 
 class Pending:
