@@ -117,6 +117,15 @@ def test_compiled_steps_are_those_of_the_program_by_chip(tmp_path):
         scaling.compiled_steps(str(written), "floor")
 
 
+def test_the_steps_that_the_docs_rest_on_are_read():
+    written = ROOT / "docs" / "tpu.json"
+    dsm, floor = (scaling.compiled_steps(str(written), program) for program in ("dsm", "floor"))
+    assert set(dsm) == {"v5e", "v6e"} and set(floor) == {"v4", "v5e", "v6e"}
+    for chip, step in dsm.items():
+        assert step.images == floor[chip].images == 64 and step.parameters == 55_735_299
+        assert floor[chip].flops / step.flops <= 1.40 and floor[chip].bytes / step.bytes <= 1.40  # as the page says
+
+
 def test_the_command_counts_parameters_and_prints_every_table(tmp_path):
     written = tmp_path / "scaling.json"
     done = call("scaling", "--config=configs/cifar10.py:smoke", "--chips=8,16", "--batches=512", f"--json={written}")
