@@ -1,6 +1,7 @@
 """What to expect of many chips: the formulas on cases counted by hand, and the command that prints them."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -12,6 +13,7 @@ from tdsm_jax.errors import UserError
 from test_benchmark import call
 
 CHIP = Chip(flops=100e12, bandwidth=1e12, memory=10e9)
+ROOT = pathlib.Path(__file__).parents[1]
 POD = Machine(CHIP, send=100e9, domain=16, a_host=4, torus=8)
 HOSTS = Machine(CHIP, send=400e9, domain=8, a_host=8, between=50e9)
 # 1 GB of parameters: 4 of state, 9 of reads and writes in an update.
