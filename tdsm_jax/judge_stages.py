@@ -76,7 +76,8 @@ def fit_judge(run: Run) -> None:
     data = run.train_set if run.reference is None else run.reference
     fitted = fit_plain(run, Labelled(data.images, data.labels), "judge")
     classifiers.write_fitted(run.workdir / "judge" / "judge.npz", fitted)
-    files.write_arrays(reference_file(run, "judge"), {"features": look(run, compared_with(run).images)[1]})
+    _, features = judge.look(run.judge, fitted.params, compared_with(run).images, run.mesh)
+    files.write_arrays(reference_file(run, "judge"), {"features": features})
 
 
 def fit_resnet_judge(run: Run, classifier: str) -> None:

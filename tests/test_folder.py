@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -420,9 +421,12 @@ def test_metrics_of_labels_rest_on_the_checked_images(tmp_path, monkeypatch):
     """The judge never learns from a label as given, and no such label is compared with."""
     run = given_run(tmp_path, f"test={tmp_path / 'checked'}")
     learnt = []
-    monkeypatch.setattr(judge_stages, "fit_plain", lambda run, data, name: learnt.append(data))
+    nothing = SimpleNamespace(params=None)
+    monkeypatch.setattr(judge_stages, "fit_plain", lambda run, data, name: learnt.append(data) or nothing)
     monkeypatch.setattr(judge_stages.classifiers, "write_fitted", lambda path, fitted: None)
-    monkeypatch.setattr(judge_stages, "look", lambda run, images: (None, np.asarray(images, float).mean(axis=(1, 2))))
+    monkeypatch.setattr(
+        judge_stages.judge, "look", lambda *given: (None, np.asarray(given[2], float).mean(axis=(1, 2)))
+    )
     judge_stages.fit_judge(run)
     np.testing.assert_array_equal(learnt[0].images, run.reference.images)
     np.testing.assert_array_equal(learnt[0].labels, run.reference.labels)
