@@ -10,9 +10,8 @@ import numpy as np
 
 from tdsm_jax import files, paths
 from tdsm_jax.config import extractor_name
-from tdsm_jax.data import sources
 from tdsm_jax.data.batches import evenly
-from tdsm_jax.data.sources import Dataset
+from tdsm_jax.data.dataset import Dataset, subset
 from tdsm_jax.data.stream import Images
 from tdsm_jax.evaluation import frechet, judge, neighbours, statistics
 from tdsm_jax.evaluation import measure as measuring
@@ -106,7 +105,7 @@ def compared_with(run: Run) -> Dataset:
     Of the latter an even share, where there are very many.
     """
     train = run.train_set
-    return sources.subset(train, evenly(len(train.labels), MOST_COMPARED)) if run.reference is None else run.reference
+    return subset(train, evenly(len(train.labels), MOST_COMPARED)) if run.reference is None else run.reference
 
 
 def reference_file(run: Run, name: str) -> paths.Path:

@@ -14,7 +14,7 @@ from tdsm_jax import files
 from tdsm_jax.data import label_files, stream
 from tdsm_jax.data.augment import augment, light
 from tdsm_jax.data.batches import evenly
-from tdsm_jax.data.sources import to_float
+from tdsm_jax.data.dataset import to_float
 from tdsm_jax.diffusion.objectives import add_noise
 from tdsm_jax.labels import transition
 from tdsm_jax.labels.em import em_posterior

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from tdsm_jax import files, hosts, paths
-from tdsm_jax.data import sources, stream
+from tdsm_jax.data import stream
+from tdsm_jax.data.dataset import to_uint8
 from tdsm_jax.diffusion import sampling
 from tdsm_jax.diffusion.guidance import guided
 from tdsm_jax.diffusion.process import Process, make_denoiser
@@ -106,7 +107,7 @@ def drawn(
             batch = parallel.split({"index": index, "label": labels[index]}, mesh)
             bound = functools.partial(lambda label, x, sigma: denoise(params, x, sigma, label), batch["label"])
             made = parallel.gather(sampling.heun(bound, latents_of(batch["index"]), sigmas))
-            images.append(sources.to_uint8(made)[: len(labels) - start])
+            images.append(to_uint8(made)[: len(labels) - start])
             files.write_arrays(parts / f"{start:08d}.npz", {"images": images[-1]})
             progress.update()
     return np.concatenate(images)

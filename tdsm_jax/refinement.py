@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tdsm_jax import files, hosts
-from tdsm_jax.data.sources import to_float
+from tdsm_jax.data.dataset import to_float
 from tdsm_jax.diffusion import likelihood
 from tdsm_jax.diffusion.process import make_denoiser
 from tdsm_jax.labels.stress import calibration_error

@@ -13,7 +13,7 @@ import numpy as np
 from tdsm_jax import files
 from tdsm_jax.data.augment import LABEL_SIZE
 from tdsm_jax.data.batches import batch_indices
-from tdsm_jax.data.sources import to_float
+from tdsm_jax.data.dataset import to_float
 from tdsm_jax.diffusion.mixture import floor_slots
 from tdsm_jax.diffusion.process import EDM, PROCESSES, Process
 from tdsm_jax.errors import UserError

@@ -8,8 +8,8 @@ import numpy as np
 from tdsm_jax import config as configuration
 from tdsm_jax import files, paths
 from tdsm_jax.data import clothing1m, human_labels, label_files, noise_files, sources, stream, tfds_store
+from tdsm_jax.data.dataset import Dataset, stratified_split, subset
 from tdsm_jax.data.edm_zip import fingerprint
-from tdsm_jax.data.sources import Dataset
 from tdsm_jax.errors import UserError, printable
 from tdsm_jax.labels import corruption
 from tdsm_jax.training import classifier as classifiers
@@ -59,7 +59,7 @@ class RunData:
 
     @functools.cached_property
     def train_set(self) -> Dataset:
-        return sources.subset(self._splits[0], self._kept)
+        return subset(self._splits[0], self._kept)
 
     @functools.cached_property
     def _tested(self) -> tuple[Dataset | None, Dataset]:
@@ -78,7 +78,7 @@ class RunData:
                 f"{self.config.data.test_path}: class {few} has {counts.min()} of the checked images, half of which "
                 "are compared with and half tested on; two are needed at least"
             )
-        return sources.stratified_split(test, 0.5, self.config.data.split_seed)
+        return stratified_split(test, 0.5, self.config.data.split_seed)
 
     @property
     def labels_are_clean(self) -> bool:

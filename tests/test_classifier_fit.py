@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tdsm_jax.data import sources
+from tdsm_jax.data.dataset import to_float
 from tdsm_jax.diffusion.process import EDM
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels import losses
@@ -72,7 +72,7 @@ def fit(labels, *, steps=60, S=None, process=None, held_out=None, directory=None
 
 
 def predict(fitted):
-    x = jnp.asarray(sources.to_float(bars()[0]))
+    x = jnp.asarray(to_float(bars()[0]))
     logits, _ = classifiers.classify(functools.partial(NETWORK.apply, fitted.params), None, x, jnp.zeros(len(x)))
     return np.asarray(logits).argmax(1)
 
@@ -245,7 +245,7 @@ def test_targets_follow_the_predictions_of_their_own_example():
     params = classifiers.initial_params(settings, (4, 4, 1), jax.random.key(0))
     best = jax.tree.map(jnp.copy, params)
     state = fit_step.FitState(initial_state(params, FAST), best, jnp.float32(0), jnp.zeros((240, 3)))
-    batch = {"x0": sources.to_float(bars()[0][index]), "label": bars()[1][index], "index": index}
+    batch = {"x0": to_float(bars()[0][index]), "label": bars()[1][index], "index": index}
     step = parallel.data_parallel(fit_step.make_fit_step(settings), parallel.data_mesh(), {"log_S": jnp.zeros((3, 3))})
     state, _ = step(state, batch | {"position": np.arange(32)}, stream_key(0, "step"))
     targets = np.asarray(state.targets)

@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 
 from tdsm_jax.data import edm_zip, sources
 from tdsm_jax.data.batches import batch_indices
-from tdsm_jax.data.sources import Dataset, DataSpec
+from tdsm_jax.data.dataset import Dataset, images_hash, images_set_hash, stratified_split, to_float, to_uint8
+from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.errors import UserError
 
 
@@ -48,8 +49,8 @@ def test_digits():
 def test_digits_and_their_split_are_pinned():
     """Label files are bound to these hashes."""
     train, test = load()
-    assert sources.images_hash(train.images)[:16] == "0886c4eafae55d56"
-    assert sources.images_hash(test.images)[:16] == "9771dc105a73e1c5"
+    assert images_hash(train.images)[:16] == "0886c4eafae55d56"
+    assert images_hash(test.images)[:16] == "9771dc105a73e1c5"
 
 
 @settings(deadline=None, max_examples=40)
@@ -60,7 +61,7 @@ def test_digits_and_their_split_are_pinned():
 )
 def test_a_split_is_stratified_ordered_and_complete(counts, test_fraction, seed):
     whole = toy(counts)
-    train, test = sources.stratified_split(whole, test_fraction, seed)
+    train, test = stratified_split(whole, test_fraction, seed)
     for y, count in enumerate(counts):
         assert (test.labels == y).sum() == round(count * test_fraction)
         assert (train.labels == y).sum() == count - round(count * test_fraction)
@@ -104,7 +105,7 @@ def test_synthetic_images():
     assert (train.images.shape, test.images.shape) == ((80, 16, 16, 3), (20, 16, 16, 3))
     assert train.images.dtype == np.uint8 and train.class_names == test.class_names == tuple("01234")
     assert np.bincount(train.labels).tolist() == [16] * 5
-    assert sources.images_hash(train.images)[:16] == "028e90ec09f11b8b"  # label files are bound to it
+    assert images_hash(train.images)[:16] == "028e90ec09f11b8b"  # label files are bound to it
     assert len(set(image_keys(train))) == 80
 
 
@@ -132,7 +133,7 @@ def archive_paths(tmp_path):
 def test_an_archive_is_split_like_any_dataset(archive_paths):
     whole = dataclasses.replace(toy([12, 9]), class_names=("0", "1"))
     parts = load("archive", test_fraction=0.3, split_seed=4, **archive_paths)
-    for part, expected in zip(parts, sources.stratified_split(whole, 0.3, 4), strict=True):
+    for part, expected in zip(parts, stratified_split(whole, 0.3, 4), strict=True):
         np.testing.assert_array_equal(part.images, expected.images, strict=True)
         np.testing.assert_array_equal(part.labels, expected.labels, strict=True)
         assert (part.name, part.class_names) == ("toy", ("0", "1"))
@@ -220,23 +221,23 @@ def test_malformed_datasets_are_refused(changes, message):
 
 def test_pixels_survive_the_round_trip():
     pixels = np.arange(256, dtype=np.uint8)
-    floats = sources.to_float(pixels)
+    floats = to_float(pixels)
     assert floats.dtype == np.float32
     assert (floats[0], floats[255]) == (-1, 1)
     np.testing.assert_allclose(floats, pixels / 127.5 - 1, atol=1e-7)
-    np.testing.assert_array_equal(sources.to_uint8(floats), pixels, strict=True)
+    np.testing.assert_array_equal(to_uint8(floats), pixels, strict=True)
 
 
 def test_to_uint8_rounds_and_clips():
     values = np.array([-np.inf, -3, -1, 0.49 / 127.5 - 1, 0.51 / 127.5 - 1, 1, 1.7, np.inf])
-    assert sources.to_uint8(values).tolist() == [0, 0, 0, 0, 1, 255, 255, 255]
+    assert to_uint8(values).tolist() == [0, 0, 0, 0, 1, 255, 255, 255]
 
 
 def test_pixels_of_the_wrong_kind_are_refused():
     with pytest.raises(UserError, match="uint8"):
-        sources.to_float(np.zeros(3))
+        to_float(np.zeros(3))
     with pytest.raises(UserError, match="NaN"):
-        sources.to_uint8(np.array([0, np.nan]))
+        to_uint8(np.array([0, np.nan]))
 
 
 def test_hashes_see_shape_dtype_bytes_and_order():
@@ -244,12 +245,12 @@ def test_hashes_see_shape_dtype_bytes_and_order():
     swapped = images[[1, 0, 2, 3, 4, 5]]
     changed = images.copy()
     changed[5, 0, 0, 0] ^= 1
-    for function in (sources.images_hash, sources.images_set_hash):
+    for function in (images_hash, images_set_hash):
         assert function(images) == function(images.copy()) == function(np.asfortranarray(images))
         others = [changed, images.reshape(6, 2, 8, 1), images.view(np.int8), images[:5]]
         assert len({function(image) for image in [images, *others]}) == 5
-    assert sources.images_hash(images) != sources.images_hash(swapped)
-    assert sources.images_set_hash(images) == sources.images_set_hash(swapped)
+    assert images_hash(images) != images_hash(swapped)
+    assert images_set_hash(images) == images_set_hash(swapped)
 
 
 def sequence(seed, batch_size, num_examples, count):
@@ -297,7 +298,7 @@ def test_the_order_shares_no_randomness_with_the_corruption_or_the_split_of_the_
     corruption = np.random.Generator(np.random.PCG64(0)).random(2000)
     rank = np.argsort(batch_indices(0, 0, 2000, 2000))
     assert abs(np.corrcoef(corruption, rank)[0, 1]) < 0.1
-    in_test = np.isin(image_keys(toy([2000])), image_keys(sources.stratified_split(toy([2000]), 0.5, 0)[1]))
+    in_test = np.isin(image_keys(toy([2000])), image_keys(stratified_split(toy([2000]), 0.5, 0)[1]))
     assert abs(np.corrcoef(corruption, in_test)[0, 1]) < 0.1
     assert abs(np.corrcoef(rank, in_test)[0, 1]) < 0.1
 

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tdsm_jax.data import containers, edm_zip, label_files, png, sources
+from tdsm_jax.data.dataset import Dataset
 from tdsm_jax.data.edm_zip import Archive
-from tdsm_jax.data.sources import Dataset, DataSpec
+from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.corruption import symmetric
 

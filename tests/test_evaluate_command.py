@@ -20,6 +20,7 @@ import pytest
 
 from tdsm_jax import files, hosts
 from tdsm_jax.data import edm_zip, sources
+from tdsm_jax.data.dataset import images_hash, subset
 from tdsm_jax.data.edm_zip import Archive
 from tdsm_jax.diffusion.process import EDM
 from tdsm_jax.errors import UserError
@@ -75,7 +76,7 @@ def tiny_model(num_classes=10):
 def real_images():
     """The first training images of the digits: enough for halves of each class."""
     train, _ = sources.load(sources.DataSpec("digits"))
-    return sources.subset(train, np.arange(300))
+    return subset(train, np.arange(300))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def pixels(images):
 def test_a_reference_says_what_it_was_made_of(made):
     reference, train = references.read(made / "ref.npz"), real_images()
     about = reference.description
-    assert about["images"]["sha256"] == sources.images_hash(train.images)
+    assert about["images"]["sha256"] == images_hash(train.images)
     assert about["images"]["shape"] == [300, 8, 8, 1] and about["num_classes"] == 10
     assert about["count_per_class"] == np.bincount(train.labels).tolist()
     assert about["extractor"]["name"] == "pixels:8x8x1" and len(about["extractor"]["digest"]) == 64
@@ -288,7 +289,7 @@ def test_two_sets_of_images_are_compared(made, call, tmp_path):
     found = files.read_json(f"{out}.json")
     assert found["metrics"]["fd"] == pytest.approx(frechet_distance(pixels(train.images), pixels(test.images)))
     assert len(found["metrics"]["cw_fd_per_class"]) == 10 and found["floor"]["fd"] > 0
-    assert found["images"]["sha256"] == sources.images_hash(test.images)
+    assert found["images"]["sha256"] == images_hash(test.images)
     assert "class-wise Frechet distance, worst class" in table
     code, _, errors = call("compare", made / "ref.npz", tmp_path / "test.npz", PIXELS, f"--out={out}2")
     assert code == 0, errors

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from tdsm_jax.data.dataset import Dataset
 from tdsm_jax.data.human_labels import FIELDS, choose_human_labels, read_human_labels
-from tdsm_jax.data.sources import Dataset
 from tdsm_jax.errors import UserError
 
 N = 40

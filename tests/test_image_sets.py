@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tdsm_jax.data import edm_zip, image_sets, sources
+from tdsm_jax.data.dataset import images_hash
 from tdsm_jax.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
@@ -47,7 +48,7 @@ def test_archives_with_their_labels(name, tmp_path):
     np.testing.assert_array_equal(found.labels, LABELS)
     assert found.images.shape == IMAGES.shape and len(found.images) == 6
     assert found.class_names == ("a", "b", "c", "d") and found.num_classes == 4
-    assert found.content_hash == sources.images_hash(IMAGES)
+    assert found.content_hash == images_hash(IMAGES)
 
 
 def test_labels_of_an_archive_are_replaced_and_parts_are_those_of_a_run(tmp_path):
@@ -112,7 +113,7 @@ def test_arrays_of_ours_and_of_adm(tmp_path):
     for name, labelled in (("ours.npz", True), ("adm.npz", True), ("alone.npz", False), ("alone.npy", False)):
         found = image_sets.read(str(tmp_path / name))
         np.testing.assert_array_equal(everything(found), IMAGES)
-        assert found.content_hash == sources.images_hash(IMAGES)
+        assert found.content_hash == images_hash(IMAGES)
         assert (found.labels is not None) == labelled
         if labelled:
             np.testing.assert_array_equal(found.labels, LABELS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tdsm_jax.data import label_files
-from tdsm_jax.data.sources import Dataset, images_hash
+from tdsm_jax.data.dataset import Dataset, images_hash
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.corruption import (
     corrupt,

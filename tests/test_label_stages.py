@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 
 from tdsm_jax import config as configuration
 from tdsm_jax import files, label_stages, plan
-from tdsm_jax.data.sources import to_float
+from tdsm_jax.data.dataset import to_float
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.hoc import nearest_neighbours
 from tdsm_jax.run import Run

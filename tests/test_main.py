@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tdsm_jax import main
-from tdsm_jax.data import sources
+from tdsm_jax.data.dataset import to_uint8
 from tdsm_jax.diffusion.process import make_denoiser
 from tdsm_jax.training import model_file
 from tdsm_jax.training.state import stream_key
@@ -136,7 +136,7 @@ def test_samples_are_guided_as_asked(finished, tmp_path):
     denoise = make_denoiser(model.process, functools.partial(model.network.apply, model.params))
     D, D_null = (denoise(80 * normal, jnp.full(20, 80.0), y) for y in (label, jnp.full(20, 10)))
     made = np.load(tmp_path / "samples" / "init.npz")["images"].astype(int)
-    plain, expected = (sources.to_uint8(np.asarray(image)) for image in (D, D_null + 300 * (D - D_null)))
+    plain, expected = (to_uint8(np.asarray(image)) for image in (D, D_null + 300 * (D - D_null)))
     assert np.abs(made - plain).max() > 10 and np.abs(made - expected).max() <= 1
 
 

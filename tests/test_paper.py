@@ -15,7 +15,7 @@ from tdsm_jax import config as configuration
 from tdsm_jax import files, pipeline
 from tdsm_jax.benchmark.cells import carry_out
 from tdsm_jax.data import label_files, prepare
-from tdsm_jax.data.sources import Dataset
+from tdsm_jax.data.dataset import Dataset
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.corruption import transition_matrix
 from tdsm_jax.networks.resnet import JUDGES, Bottleneck, ResNet

@@ -23,6 +23,7 @@ from tdsm_jax import config as configuration
 from tdsm_jax import files, paths, pipeline, runtime
 from tdsm_jax.benchmark.cells import carry_out
 from tdsm_jax.data import edm_zip, prepare, sources, tfds_store
+from tdsm_jax.data.dataset import images_hash
 from tdsm_jax.data.noise_files import read_matrix
 from tdsm_jax.errors import UserError
 from tdsm_jax.training import logs, loop, parallel
@@ -344,7 +345,7 @@ def test_a_prepared_dataset_in_a_bucket_is_the_local_one(store, tmp_path, monkey
         store.put(f"bucket/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
     local, _ = sources.load(sources.DataSpec("mnist", path=str(tmp_path / "array_record")))
     remote, _ = sources.load(sources.DataSpec("mnist", path="gs://bucket/tfrecord"))
-    assert sources.images_hash(local.images) == sources.images_hash(remote.images)
+    assert images_hash(local.images) == images_hash(remote.images)
     assert tfds_store.fingerprint(paths.path_of("gs://bucket/tfrecord/mnist/3.0.1")) == tfds_store.fingerprint(tfrecord)
     with pytest.raises(UserError, match="array_record files are read on this machine only"):
         sources.load(sources.DataSpec("mnist", path="gs://bucket/array_record"))

@@ -22,6 +22,7 @@ from tdsm_jax import checks, hosts, label_stages
 from tdsm_jax import config as configuration
 from tdsm_jax.data import edm_zip, label_files, sources, stream
 from tdsm_jax.data.batches import batch_indices
+from tdsm_jax.data.dataset import Dataset, images_hash, images_set_hash, subset
 from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.data.stream import Streamed
 from tdsm_jax.errors import UserError
@@ -135,16 +136,16 @@ def test_a_streamed_label_file_fits_these_files_alone_and_decodes_none(tmp_path,
     made, train = label_file()
     np.testing.assert_array_equal(label_files.attach(made, train), made.y_tilde)
     with pytest.raises(UserError, match="in another order"):
-        label_files.attach(made, sources.subset(train, np.arange(len(train.labels))[::-1]))
+        label_files.attach(made, subset(train, np.arange(len(train.labels))[::-1]))
     (tmp_path / "photos" / "ant" / "0.png").write_bytes((tmp_path / "photos" / "bee" / "0.png").read_bytes() + b"x")
     with pytest.raises(UserError, match="made for other images"):
         label_files.attach(made, pair(tmp_path)[1][0])
     pixels = Streamed(Reader())  # a reader that knows no digests
-    assert sources.images_hash(pixels) != sources.images_hash(pixels.part(np.arange(40)[::-1]))
-    assert sources.images_set_hash(pixels) == sources.images_set_hash(pixels.part(np.arange(40)[::-1]))
+    assert images_hash(pixels) != images_hash(pixels.part(np.arange(40)[::-1]))
+    assert images_set_hash(pixels) == images_set_hash(pixels.part(np.arange(40)[::-1]))
     reader = Reader()
     pixels = Streamed(reader)
-    assert sources.images_hash(pixels) != sources.images_set_hash(pixels)
+    assert images_hash(pixels) != images_set_hash(pixels)
     assert len(reader.read_so_far) == 41  # each image once, and the first for its shape
 
 
@@ -205,7 +206,7 @@ def test_too_few_images_left_are_counted_where_they_are(tmp_path):
 def test_no_images_at_all_are_said_in_one_line():
     for images in (Streamed(Reader()).part(np.array([], int)), np.zeros((0, 4, 4, 1), np.uint8)):
         with pytest.raises(UserError, match="x: there must be images .* N >= 1, got none"):
-            sources.Dataset("x", images, np.zeros(0, np.int32), ("a", "b"))
+            Dataset("x", images, np.zeros(0, np.int32), ("a", "b"))
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES])

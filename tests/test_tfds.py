@@ -27,6 +27,7 @@ from tdsm_jax.data import (
     sources,
     tfds_store,
 )
+from tdsm_jax.data.dataset import Dataset, images_hash, images_set_hash, subset
 from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.data.stream import is_streamed
 from tdsm_jax.errors import UserError
@@ -99,7 +100,7 @@ def test_small_imagenet_is_the_same_in_both_formats(prepared):
     ):
         np.testing.assert_array_equal(one.images, other.images)
         np.testing.assert_array_equal(one.labels, other.labels)
-        assert sources.images_set_hash(one.images) == sources.images_set_hash(images)
+        assert images_set_hash(one.images) == images_set_hash(images)
         assert sorted(one.labels) == sorted(labels)
     assert array_record[0].class_names[0] == "n02119789" and array_record[0].num_classes == 1000
 
@@ -171,7 +172,7 @@ def test_labels_made_for_an_archive_fit(prepared, tmp_path):
     made = label_files.draw(archive, "sym", 0.4, 3)
     for file_format in FORMATS:
         train, _ = sources.load(spec(prepared, "cifar10", file_format))
-        assert sources.images_hash(train.images) == sources.images_hash(archive.images)
+        assert images_hash(train.images) == images_hash(archive.images)
         np.testing.assert_array_equal(label_files.attach(made, train), made.y_tilde)
 
 
@@ -208,7 +209,7 @@ def test_what_people_said_of_other_images_is_refused(prepared, tmp_path):
     turned = dataclasses.replace(train, labels=train.labels[::-1].copy())
     cases = (
         (turned, "worse_label", "", "clean labels differ from those of cifar10"),
-        (sources.subset(train, np.arange(50)), "worse_label", "", "holds 100 labels for 50 images"),
+        (subset(train, np.arange(50)), "worse_label", "", "holds 100 labels for 50 images"),
         (train, "worst_label", "", "unknown field of human labels 'worst_label'; did you mean 'worse_label'"),
         (train, "noisy_coarse_label", "", "no coarse labels that people gave"),
         (train, "worse_label", "order.npy", "leave the image order file out"),
@@ -327,12 +328,12 @@ def test_labels_of_streamed_images_fit_the_same_record_files_and_decode_none(pre
     np.testing.assert_array_equal(label_files.attach(made, streamed(top)), made.y_tilde)
     assert len(decoded) <= 2 < len(train.labels)  # for the shapes of two splits
     with pytest.raises(UserError, match="in another order"):
-        label_files.attach(made, sources.subset(train, np.arange(len(train.labels))[::-1]))
+        label_files.attach(made, subset(train, np.arange(len(train.labels))[::-1]))
     others = [streamed(prepared.array_record, 1), streamed(top, image_size=32), streamed(prepared.tfrecord)]
     path = next(folder.glob("*train.array_record*"))
     damage(path, path.stat().st_size - 1, "array_record")
     split = tfds_store.open_splits("mnist", top, 28)[0]
-    hashes = {sources.images_hash(part.images) for part in (train, *others)}
+    hashes = {images_hash(part.images) for part in (train, *others)}
     assert len(hashes) == 4 and split.digest(0) != next(train.images.digests())
 
 
@@ -505,7 +506,7 @@ def test_the_command_runs_on_prepared_cifar100(prepared, tmp_path, file_format):
     made = label_files.read(tmp_path / "labels.json")
     assert made.dataset == "cifar100" and made.num_classes == 100
     images, labels = prepared.parts["cifar100"]["train"]
-    train = sources.Dataset("cifar100", images, labels.astype(np.int32), tuple(map(str, range(100))))
+    train = Dataset("cifar100", images, labels.astype(np.int32), tuple(map(str, range(100))))
     np.testing.assert_array_equal(label_files.attach(made, train), made.y_tilde)
 
 
@@ -523,4 +524,4 @@ def test_references_are_made_of_prepared_images_too(prepared):
     real = make_ref_stats.real_images(given)
     images, labels = prepared.parts["mnist"]["test"]
     np.testing.assert_array_equal(real.labels, labels)
-    assert real.content_hash == sources.images_hash(np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))))
+    assert real.content_hash == images_hash(np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))))

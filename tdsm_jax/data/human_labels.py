@@ -11,8 +11,8 @@ import numpy as np
 
 from tdsm_jax import paths
 from tdsm_jax.data import tfds_store
+from tdsm_jax.data.dataset import Dataset
 from tdsm_jax.data.noise_files import labels_of, read_columns
-from tdsm_jax.data.sources import Dataset
 from tdsm_jax.errors import UserError, did_you_mean
 
 # field -> the field that holds the clean labels of the same images

@@ -62,7 +62,7 @@ class ImageSet:
 
     @functools.cached_property
     def content_hash(self) -> str:
-        """The SHA-256 of the images, in order: what `sources.images_hash` gives."""
+        """The SHA-256 of the images, in order: what `images_hash` gives."""
         content = hashlib.sha256(f"{self.images.dtype.str} {self.images.shape}\n".encode())
         for start in range(0, len(self.images), _CHUNK):
             content.update(np.ascontiguousarray(self.images[start : start + _CHUNK]))

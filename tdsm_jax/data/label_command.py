@@ -19,9 +19,10 @@ import numpy as np
 from tdsm_jax import paths
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.data import human_labels, label_files, noise_files, sources
+from tdsm_jax.data.dataset import Dataset, subset
 from tdsm_jax.data.label_files import LabelFile
 from tdsm_jax.data.matrix_picture import write_matrix_picture
-from tdsm_jax.data.sources import Dataset, DataSpec
+from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.labels.corruption import imbalanced
 from tdsm_jax.labels.tables import ASYMMETRIC_TABLES
@@ -136,7 +137,7 @@ def training_set(arguments: argparse.Namespace) -> tuple[Dataset, np.ndarray]:
 
 
 def _subset(dataset: Dataset, kept: np.ndarray) -> Dataset:
-    return sources.subset(dataset, kept)
+    return subset(dataset, kept)
 
 
 def label_file_of(arguments: argparse.Namespace, dataset: Dataset, kept: np.ndarray) -> LabelFile:

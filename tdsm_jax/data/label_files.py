@@ -16,7 +16,7 @@ import numpy as np
 
 from tdsm_jax import files
 from tdsm_jax.data import noise_files
-from tdsm_jax.data.sources import Dataset, images_hash, images_set_hash
+from tdsm_jax.data.dataset import Dataset, images_hash, images_set_hash
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.corruption import (
     CLASS_CONDITIONAL,

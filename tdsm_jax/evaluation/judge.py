@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tdsm_jax.data.sources import to_float
+from tdsm_jax.data.dataset import to_float
 from tdsm_jax.data.stream import Images
 from tdsm_jax.networks.classifier import Classifier
 from tdsm_jax.networks.resnet import ResNet

@@ -15,7 +15,7 @@ from absl import logging
 from tdsm_jax import files
 from tdsm_jax.data import stream
 from tdsm_jax.data.batches import batch_indices, evenly
-from tdsm_jax.data.sources import to_float
+from tdsm_jax.data.dataset import to_float
 from tdsm_jax.diffusion.objectives import add_noise
 from tdsm_jax.diffusion.process import EDM
 from tdsm_jax.errors import UserError
