@@ -24,7 +24,7 @@ from tdsm_jax import hosts, paths, pipeline
 from tdsm_jax.command import add_host_options, new_parser, run_on_hosts
 from tdsm_jax.data import image_sets
 from tdsm_jax.data.image_sets import ImageSet
-from tdsm_jax.data.sources import DataSpec
+from tdsm_jax.data.sources import NAMED, DataSpec
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import measure, references
 from tdsm_jax.evaluation.features import Extractor, extract
@@ -104,7 +104,7 @@ def reference_of(extractor: Extractor, images: ImageSet, seen: Observed, floor: 
 
 if __name__ == "__main__":
     parser = new_parser(__doc__)
-    parser.add_argument("--images", required=True, help=f"a file or folder, or {', '.join(image_sets.NAMED)}")
+    parser.add_argument("--images", required=True, help=f"a file or folder, or {', '.join(NAMED)}")
     parser.add_argument("--features", required=True, help="the feature extractor, such as inception:WEIGHTS")
     parser.add_argument("--out", required=True, help="the reference, a .npz")
     parser.add_argument("--no_floor", action="store_true", help="do not compare real with real images")

@@ -24,10 +24,8 @@ from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.data import class_order, edm_zip, label_files, sources, tfds_store
 from tdsm_jax.data.containers import read_file
 from tdsm_jax.data.dataset import Dataset
-from tdsm_jax.data.sources import DataSpec
+from tdsm_jax.data.sources import NAMED, DataSpec
 from tdsm_jax.errors import UserError, did_you_mean
-
-NAMED = tuple(sorted(sources.SOURCES.keys() - sources.FROM_FILES.keys()))
 
 
 class Labelled(NamedTuple):

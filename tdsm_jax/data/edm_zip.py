@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from tdsm_jax import files, paths
 from tdsm_jax.data import class_order, png
 from tdsm_jax.data.containers import Folder, Zip, is_hidden, read_file
+from tdsm_jax.data.stream import Streamed, loaded
 from tdsm_jax.errors import UserError
 
 LABELS = "dataset.json"
@@ -89,18 +89,6 @@ class Archive:
         class_order.check(self.path, self.class_names, path, class_names)
         return labels
 
-    def images(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns the images uint8 [B, H, W, C] at `indices` [B] of `names`."""
-        shape = (len(indices), *self.image_shape)
-        try:
-            images = np.empty(shape, np.uint8)
-        except MemoryError:
-            raise UserError(f"{self.path}: images {shape} take {math.prod(shape) / 1e9:.0f} GB; load fewer") from None
-        progress = tqdm(indices, desc=self.path.name, unit=" images", disable=None, delay=2, leave=False)
-        for row, index in enumerate(progress):
-            images[row] = self.read(index)
-        return images
-
     def __len__(self) -> int:
         return len(self.names)
 
@@ -119,7 +107,7 @@ class Archive:
 
     def load(self) -> np.ndarray:
         """Returns all images, uint8 [N, H, W, C]."""
-        return self.images(range(len(self.names)))
+        return loaded(Streamed(self), self.path.name)
 
     def _judged(self, name: str, function: Callable[[bytes], Any]) -> Any:
         """Returns `function` of a file's bytes; its complaint is completed by the name of the file."""

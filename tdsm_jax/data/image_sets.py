@@ -20,28 +20,12 @@ import numpy as np
 from tdsm_jax import files, paths
 from tdsm_jax.data import sources
 from tdsm_jax.data.edm_zip import Archive
-from tdsm_jax.data.sources import DataSpec
+from tdsm_jax.data.sources import NAMED, DataSpec
+from tdsm_jax.data.stream import Images, Streamed
 from tdsm_jax.errors import UserError, did_you_mean
 
-NAMED = tuple(sorted(sources.SOURCES.keys() - sources.FROM_FILES.keys()))
 _NUMBERED = re.compile(r"\d{5,}")  # a folder that is no class
 _CHUNK = 1000  # images that are hashed at a time
-
-
-class ArchiveImages:
-    """The images of an open archive as an array uint8 [N,H,W,C] that is read where it is indexed."""
-
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, archive: Archive):
-        self._archive = archive
-        self.shape = (len(archive.names), *archive.image_shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
-        return self._archive.images(np.arange(len(self))[chosen])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +33,7 @@ class ImageSet:
     """Images uint8 [N,H,W,C], an array or indexed like one, their labels int32 [N] or None, class names or ()."""
 
     name: str
-    images: np.ndarray | ArchiveImages
+    images: Images
     labels: np.ndarray | None
     class_names: tuple[str, ...] = ()
 
@@ -96,19 +80,19 @@ def read(
 def _of_archive(path: str, labels_path: str) -> ImageSet:
     archive = Archive(path)
     if labels_path:
-        return ImageSet(path, ArchiveImages(archive), archive.labels_of(labels_path), archive.class_names)
+        return ImageSet(path, Streamed(archive), archive.labels_of(labels_path), archive.class_names)
     if archive.has_labels_file:
-        return ImageSet(path, ArchiveImages(archive), archive.labels, archive.class_names)
+        return ImageSet(path, Streamed(archive), archive.labels, archive.class_names)
     folders = [name.rpartition("/")[0] for name in archive.names]
     classes = sorted(set(folders))
     if "" in classes or all(_NUMBERED.fullmatch(folder.rpartition("/")[2]) for folder in classes):
         if len(classes) > 1 and "" in classes:
             raise UserError(f"{path}: holds PNG files beside folders of them; put each into the folder of its class")
-        return ImageSet(path, ArchiveImages(archive), None)
+        return ImageSet(path, Streamed(archive), None)
     if len(classes) == 1:  # samples/0.png
-        return ImageSet(path, ArchiveImages(archive), None)
+        return ImageSet(path, Streamed(archive), None)
     number, names = _numbered_classes(classes)
-    return ImageSet(path, ArchiveImages(archive), np.array([number[folder] for folder in folders], np.int32), names)
+    return ImageSet(path, Streamed(archive), np.array([number[folder] for folder in folders], np.int32), names)
 
 
 def _numbered_classes(folders: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:

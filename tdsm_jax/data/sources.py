@@ -236,6 +236,7 @@ FROM_FILES = {
     "folder": "a folder or zip file of class folders",
     "npz": "a .npz file of images and labels",
 }
+NAMED = tuple(sorted(SOURCES.keys() - FROM_FILES.keys()))  # those that need no path
 # field -> the only sources that read it
 _READERS = {
     "path": (*FROM_FILES, *tfds_store.IMAGES),
