@@ -24,6 +24,7 @@ from ml_collections import FrozenConfigDict, config_flags
 from tdsm_jax import config as configuration
 from tdsm_jax import files, hosts, paths, pipeline, runtime
 from tdsm_jax.errors import Stopped, UserError
+from tdsm_jax.validation import validate
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and its arguments: configs/digits.py:noise=sym,rate=0.4", lock_config=True
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{argv[1]!r} is no flag; flags are written --name=value, lists without spaces")
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("give --config=configs/digits.py and --workdir=FOLDER; --help shows examples")
-    configuration.validate(_CONFIG.value)
+    validate(_CONFIG.value)
     config = FrozenConfigDict(_CONFIG.value)
     workdir = paths.absolute(_WORKDIR.value)
     if paths.is_file(workdir):

@@ -22,6 +22,7 @@ from tdsm_jax.evaluation.table import markdown
 from tdsm_jax.networks.resnet import BOTTLENECKS, JUDGES, Bottleneck, ResNet
 from tdsm_jax.run import Run
 from tdsm_jax.training import parallel
+from tdsm_jax.validation import validate
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 SMALL = ResNet(3, (1, 2), 4, 0, block=Bottleneck, stem="imagenet")
@@ -201,7 +202,7 @@ def test_bad_evaluation_keys(key, value, said):
     config = config_of("digits")
     config.evaluation[key] = value
     with pytest.raises(UserError, match=f"config key evaluation.{key}") as error:
-        configuration.validate(config)
+        validate(config)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -219,7 +220,7 @@ def test_the_weights_of_an_extractor_are_part_of_what_its_results_depend_on(tmp_
 def test_pixels_are_planned_without_weights(tmp_path):
     config = config_of("digits", "smoke")
     config.evaluation.features = ("judge", "pixels:8x8x1")
-    configuration.validate(config)
+    validate(config)
     planned = {unit.name: unit for unit in plan.units(Run(config, tmp_path))}
     assert planned["references/pixels"].makes == ("references/pixels.npz",)
     assert not any("pixels:" in path for unit in planned.values() for path in unit.inputs)

@@ -17,6 +17,7 @@ from tdsm_jax.data import clothing1m, sources
 from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.errors import UserError
 from tdsm_jax.run import Run
+from tdsm_jax.validation import validate
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = configuration.load_module(ROOT / "configs" / "clothing1m.py")
@@ -77,7 +78,7 @@ def run_of(tmp_path, arguments="", **keys):
         tree(tmp_path / "data")
     config = CONFIG.get_config(f"data={tmp_path / 'data'},memory,smoke,{arguments}")
     config.update_from_flattened_dict(keys)
-    configuration.validate(config)
+    validate(config)
     return Run(FrozenConfigDict(config), tmp_path / "run")
 
 
@@ -239,10 +240,10 @@ def test_one_command_trains_and_measures_on_true_labels_alone(tmp_path):
 
 def test_the_config_is_the_published_one():
     config = CONFIG.get_config("data=x")
-    configuration.validate(config)
+    validate(config)
     assert config.data.image_size == 64 and config.data.stream and config.classifier.network == "resnet34"
     assert config.label_noise.kind == "given" and config.transition.estimator == "counts"
     assert "clean" not in config.methods
     smoke = CONFIG.get_config("smoke")
-    configuration.validate(smoke)
+    validate(smoke)
     assert smoke.data.name == "synthetic" and smoke.data.num_classes == 14

@@ -7,6 +7,7 @@ import pytest
 
 from tdsm_jax import config as configuration
 from tdsm_jax.errors import UserError
+from tdsm_jax.validation import validate
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -21,7 +22,7 @@ def test_arguments_set_what_they_say():
     assert config.methods == ("dsm", "tdsm")
     assert (config.transition.estimator, config.mixture.rule) == ("volmin", "threshold")
     assert config.seed == config.data.split_seed == 7
-    configuration.validate(config)
+    validate(config)
 
 
 CONFIG_FILES = ("digits", "cifar10", "cifar100", "mnist")
@@ -33,7 +34,7 @@ def test_every_config_is_valid_and_has_the_keys_of_base(name, arguments):
     base = configuration.load_module(CONFIGS / "base.py").get_config()
     config = configuration.load_module(CONFIGS / f"{name}.py").get_config(arguments)
     assert configuration.flatten(config).keys() == configuration.flatten(base).keys()
-    configuration.validate(config)
+    validate(config)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist"])
@@ -112,37 +113,37 @@ def test_bad_values(key, value, said):
     section, _, name = key.rpartition(".")
     (config[section] if section else config)[name] = value
     with pytest.raises(UserError, match="config key") as error:
-        configuration.validate(config)
+        validate(config)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_guidance_needs_a_trained_null_label():
     config = digits("objective=all")
     config.sampling.guidance = 2.0
-    configuration.validate(config)
+    validate(config)
     for section, key, value in (("score", "label_dropout", 0.0), ("mixture", "dropped_label", "class0")):
         without = config.copy_and_resolve_references()
         without[section][key] = value
         with pytest.raises(UserError, match="config key sampling.guidance reads the null label"):
-            configuration.validate(without)
+            validate(without)
         without.update(methods=("init",), init_from="ema.npz")  # which says nothing of how it was trained
-        configuration.validate(without)
+        validate(without)
 
 
 def test_every_default_is_valid():
-    configuration.validate(digits())
+    validate(digits())
 
 
 @pytest.mark.parametrize("key", ["packed", "own_gradient"])
 def test_switches_can_be_turned_off(key):
     config = digits()
     config.mixture[key] = False
-    configuration.validate(config)
+    validate(config)
 
 
 def test_base_is_a_config_of_its_own():
     base = configuration.load_module(CONFIGS / "base.py")
-    configuration.validate(base.get_config(""))
+    validate(base.get_config(""))
     with pytest.raises(UserError, match="unknown config argument 'smoke'"):
         base.get_config("smoke")
 
@@ -166,12 +167,12 @@ def test_flatten_and_resolve_keep_everything():
 
 def test_an_estimate_from_posteriors_needs_images_that_a_classifier_has_not_seen():
     config = digits("transition=em_calibrated")
-    configuration.validate(config)
+    validate(config)
     config.classifier.folds = 1
     with pytest.raises(UserError, match="set classifier.folds above 1"):
-        configuration.validate(config)
+        validate(config)
     config.transition.estimator = "hoc"  # reads pixels
-    configuration.validate(config)
+    validate(config)
     config.transition.features = "network"
     with pytest.raises(UserError, match="set classifier.folds above 1"):
-        configuration.validate(config)
+        validate(config)

@@ -27,6 +27,7 @@ from tdsm_jax.evaluation import statistics
 from tdsm_jax.labels.estimators import estimate
 from tdsm_jax.labels.evidence import Evidence
 from tdsm_jax.run import Run
+from tdsm_jax.validation import validate
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = configuration.load_module(ROOT / "configs" / "folder.py")
@@ -295,7 +296,7 @@ def given_run(tmp_path, arguments="", **keys):
         class_folders(tmp_path / "checked", ("ant", "bee", "cat"), count=6)
     config = FOLDER.get_config(f"data={data},smoke,image_size=16,methods=dsm,{arguments}")
     config.update_from_flattened_dict(keys)
-    configuration.validate(config)
+    validate(config)
     return Run(FrozenConfigDict(config), tmp_path / "run")
 
 

@@ -20,6 +20,7 @@ from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training import fit_step, loop, parallel
 from tdsm_jax.training.classifier import FitSettings, Labelled
 from tdsm_jax.training.state import Optimisation, stream_key
+from tdsm_jax.validation import validate
 
 DIGITS = configuration.load_module(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
 NETWORK = Classifier(num_classes=3, widths=(8,), hidden=16, dropout_rate=0.0)
@@ -196,8 +197,8 @@ def test_a_missing_file_is_said_before_anything_is_planned(tmp_path):
 def test_settings_that_cannot_tell_clean_labels_are_refused(changed):
     config = DIGITS.get_config()
     config.classifier.update(changed)
-    configuration.validate(config)
+    validate(config)
     config.generated = "samples.npz"
     with pytest.raises(UserError, match="config key generated") as error:
-        configuration.validate(config)
+        validate(config)
     assert "\n" not in str(error.value)

@@ -21,6 +21,7 @@ from tdsm_jax.labels.corruption import transition_matrix
 from tdsm_jax.networks.resnet import JUDGES, Bottleneck, ResNet
 from tdsm_jax.paper import cells, table
 from tdsm_jax.paper.cells import CELLS, FOLLOW_UPS, METRICS, PUBLISHED, SOURCES
+from tdsm_jax.validation import validate
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -83,7 +84,7 @@ def test_the_published_values():
 def test_every_cell_is_a_valid_config(smoke):
     for cell in CELLS.values():
         config = config_of(f"cell={cell.name},seed=3{smoke}")
-        configuration.validate(config)
+        validate(config)
         assert config.methods == (cell.trained,) and config.seed == 3
         assert config.label_noise.table == {"c10": "cifar10", "c100": "cifar100", "mnist": "mnist"}.get(
             cell.name.partition("-")[0], "digits"

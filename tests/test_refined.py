@@ -16,6 +16,7 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.run import Run
 from tdsm_jax.training import model_file
 from tdsm_jax.training.model_file import Model
+from tdsm_jax.validation import validate
 
 DIGITS = configuration.load_module(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
 
@@ -131,4 +132,4 @@ def test_the_first_model_comes_before_what_it_refines(tmp_path):
 def test_refined_alone_is_refused():
     config = DIGITS.get_config("methods=dsm+refined")
     with pytest.raises(UserError, match="config key methods: refined goes on from what posterior trained"):
-        configuration.validate(config)
+        validate(config)

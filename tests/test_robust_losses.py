@@ -17,6 +17,7 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import robust_page
 from tdsm_jax.run import Run
 from tdsm_jax.training import fit_step
+from tdsm_jax.validation import validate
 
 CONFIG = "configs/robust_losses.py"
 SMALL = "--config.robust_losses.networks=('cnn',)"  # compiling a ResNet costs more than all else
@@ -38,7 +39,7 @@ def finished(tmp_path_factory):
 def make_run(workdir, **changed):
     config = configuration.load_module(test_main.ROOT / CONFIG).get_config("smoke")
     config.robust_losses.update(changed)
-    configuration.validate(config)
+    validate(config)
     return Run(FrozenConfigDict(config), pathlib.Path(workdir))
 
 

@@ -30,6 +30,7 @@ from tdsm_jax.run import Run
 from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training import loop, parallel
 from tdsm_jax.training.classifier import Labelled
+from tdsm_jax.validation import validate
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = configuration.load_module(ROOT / "configs" / "folder.py")
@@ -247,7 +248,7 @@ def run_of(tmp_path, streamed, arguments="", **keys):
     pair(tmp_path)
     config = FOLDER.get_config(f"data={tmp_path / 'photos'},smoke,image_size=8,noise=sym,methods=posterior,{arguments}")
     config.update_from_flattened_dict({"data.stream": streamed, "transition.estimator": "known"} | keys)
-    configuration.validate(config)
+    validate(config)
     return Run(FrozenConfigDict(config), tmp_path / f"run{streamed}")
 
 

@@ -32,6 +32,7 @@ from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.data.stream import is_streamed
 from tdsm_jax.errors import UserError
 from tdsm_jax.run_data import RunData
+from tdsm_jax.validation import validate
 from test_main import call
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -464,7 +465,7 @@ def test_of_large_datasets_parts_are_hashed(prepared, tmp_path, monkeypatch):
 def test_the_recipes_say_where_images_and_labels_come_from():
     def data(config, arguments):
         config = configuration.load_module(CONFIGS / f"{config}.py").get_config(arguments)
-        configuration.validate(config)
+        validate(config)
         return config.data.name, config.data.path, config.label_noise.kind, config.label_noise.path
 
     for name in ("cifar10", "cifar100", "mnist"):

@@ -9,9 +9,9 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from tdsm_jax import checks, files, paths, pipeline, plan
-from tdsm_jax import config as configuration
 from tdsm_jax.errors import UserError
 from tdsm_jax.run import Run
+from tdsm_jax.validation import validate
 
 
 def with_arguments(config: str, *arguments: str) -> str:
@@ -39,7 +39,7 @@ def run_cell(
 
 def carry_out(config: ConfigDict, folder: paths.Path, stages: Sequence[str]) -> Run:
     """Carries out some stages of a run in this process, or finds them done; returns the run."""
-    configuration.validate(config)
+    validate(config)
     frozen, folder = FrozenConfigDict(config), paths.absolute(folder)
     run = Run(frozen, folder)
     planned = pipeline.plan(plan.units(run), frozen, folder)

@@ -33,6 +33,7 @@ from tdsm_jax.model_stages import sampling_call
 from tdsm_jax.run import Run
 from tdsm_jax.training import model_file
 from tdsm_jax.training.model_file import Model
+from tdsm_jax.validation import validate
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -64,7 +65,7 @@ def untrained(specification: str) -> Model:
     """Returns the score network of a config at its initial parameters."""
     path, _, given = with_arguments(specification, "methods=dsm").partition(":")
     config = configuration.load_module(pathlib.Path(path)).get_config(given)
-    configuration.validate(config)
+    validate(config)
     run = Run(FrozenConfigDict(config), pathlib.Path())
     return Model(run.network, run.initial_params(), run.process, run.train_set.images.shape[1:])
 

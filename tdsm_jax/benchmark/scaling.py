@@ -29,6 +29,7 @@ from tdsm_jax.benchmark.step import with_classes
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.run import Run
+from tdsm_jax.validation import validate
 
 LOADING = {"gather": "gathered", "convert": "gathered and made floats", "stream": "streamed"}
 PLACES = ("disk", "bucket")
@@ -131,7 +132,7 @@ def count_parameters(arguments: argparse.Namespace) -> int:
     config: ConfigDict = configuration.load_module(pathlib.Path(path)).get_config(given)
     config.methods = ("dsm",)
     config = with_classes(config, arguments.classes, arguments.image_size, arguments.image_channels)
-    configuration.validate(config)
+    validate(config)
     shapes = jax.eval_shape(Run(FrozenConfigDict(config), pathlib.Path()).initial_params)
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 

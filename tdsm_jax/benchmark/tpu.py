@@ -58,6 +58,7 @@ from tdsm_jax.training.calibration import SIGMAS
 from tdsm_jax.training.cross_fit import CrossFitted, cross_fitted_logits, group_size
 from tdsm_jax.training.parallel import DataMesh
 from tdsm_jax.training.state import stream_key
+from tdsm_jax.validation import validate
 
 RULES = ("dsm", "floor", "sampled")  # their programs depend on no weights, as the packing of the others does
 SAMPLING = "sampling"
@@ -123,7 +124,7 @@ def config_of(arguments: argparse.Namespace, K: int) -> FrozenConfigDict:
     config = with_classes(config, K, arguments.image_size, arguments.image_channels)
     if arguments.images_per_chip < 1:
         raise UserError(f"--images_per_chip={arguments.images_per_chip} must be at least 1")
-    configuration.validate(config)
+    validate(config)
     return FrozenConfigDict(config)
 
 

@@ -1,0 +1,240 @@
+"""What a config may say: the choices and bounds of every key, and which values go together."""
+
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from tdsm_jax.config import (
+    MATRICES,
+    METHODS,
+    TASKS,
+    TDSM_RULES,
+    extractor_name,
+    extractors,
+    flatten,
+    parse_noise,
+    reads_noisy_posterior,
+)
+from tdsm_jax.data.label_files import DRAWN, GIVEN
+from tdsm_jax.diffusion.process import PROCESSES
+from tdsm_jax.errors import UserError, did_you_mean
+from tdsm_jax.evaluation.report_words import EXTRACTORS
+from tdsm_jax.labels.correction import CORRECTIONS
+from tdsm_jax.labels.estimators import ESTIMATORS
+from tdsm_jax.labels.losses import LOSSES
+from tdsm_jax.labels.weights import WEIGHTS
+from tdsm_jax.networks.resnet import BLOCKS, JUDGES
+from tdsm_jax.networks.unet import ATTENTIONS, STYLES
+from tdsm_jax.training.calibration import CRITERIA
+from tdsm_jax.training.parallel import BACKENDS
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises `UserError` for the first key whose value cannot work."""
+    checks = (
+        _check_choices,
+        _check_numbers,
+        _check_widths,
+        _check_combinations,
+        _check_evaluation,
+        _check_robust_losses,
+    )
+    for check in checks:
+        check(config)
+
+
+def _check_choices(config: ml_collections.ConfigDict) -> None:
+    for key, valid in _CHOICES.items():
+        value = _at(config, key)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item not in valid:
+                raise UserError(f"config key {key}: {item!r} is not a choice{did_you_mean(str(item), valid)}")
+    if not config.methods or len(set(config.methods)) != len(config.methods):
+        raise UserError(f"config key methods: name each method once, at least one, got {config.methods}")
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+    for key, value in flatten(config).items():
+        low, high = _bounds(key)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool):
+                continue
+            if isinstance(number, (int, float)) and not low <= number <= high:
+                raise UserError(f"config key {key}={value} must lie in [{low:g}, {high:g}]")
+
+
+def _check_widths(config: ml_collections.ConfigDict) -> None:
+    if config.network.multipliers == () or config.classifier.widths == () or config.evaluation.widths == ():
+        raise UserError("config keys network.multipliers, classifier.widths, evaluation.widths need an entry")
+    for key in ("network.multipliers", "classifier.widths", "evaluation.widths"):
+        if not all(type(entry) is int for entry in _at(config, key)):
+            raise UserError(f"config key {key}={_at(config, key)} must hold whole numbers")
+    for key in ("network.channels", "classifier.widths", "evaluation.widths"):
+        first = np.ravel(_at(config, key))[0]
+        if first % 2:
+            raise UserError(f"config key {key}: {first} must be even: half of it embeds the noise level as sines")
+    network, widths = config.classifier.network, config.classifier.widths
+    needed = {"stages": None, "cnn": 2}.get(network, 1)
+    if needed and len(widths) != needed:
+        raise UserError(f"config key classifier.widths={widths}: {network} takes {needed}")
+
+
+def _check_combinations(config: ml_collections.ConfigDict) -> None:
+    kind, path = config.label_noise.kind, config.label_noise.path
+    if kind in _READ_NOISE and not path:
+        raise UserError(f"config key label_noise.kind={kind} needs label_noise.path, the file that holds it")
+    if kind == "instance" and path:
+        raise UserError("config key label_noise.path: instance-dependent labels of a file have the kind 'file'")
+    if kind == GIVEN:
+        _check_given(config)
+    if config.transition.estimator == "file" and not config.transition.path:
+        raise UserError("config key transition.estimator=file needs transition.path, the matrix S[clean, noisy]")
+    if reads_noisy_posterior(config) and config.classifier.folds == 1:
+        raise UserError(
+            f"config key transition.estimator={config.transition.estimator} reads posteriors of images that their "
+            "classifier has not seen: set classifier.folds above 1"
+        )
+    if "init" in config.methods and not config.init_from:
+        raise UserError("config key methods: init samples the model that config key init_from names; give both")
+    if "refined" in config.methods and "posterior" not in config.methods:
+        raise UserError("config key methods: refined goes on from what posterior trained; give both")
+    c = config.classifier
+    if c.init_from and (c.folds, c.members) != (1, 1):
+        raise UserError("config key classifier.init_from is one classifier for all images: set classifier.folds=1")
+    if config.generated and (c.init_from or c.loss != "forward" or c.forget_rate):
+        raise UserError(
+            "config key generated adds clean labels to noisy ones, which only classifiers fitted here by "
+            "classifier.loss=forward, with classifier.forget_rate=0, tell apart"
+        )
+    if len(c.light) != 3 or (c.augment and any(c.light)):
+        raise UserError(f"config key classifier.light={c.light}: three spreads, or zeros beside classifier.augment")
+    if config.process.sigma_min >= config.process.sigma_max:
+        raise UserError("config key process.sigma_min must be below process.sigma_max")
+    by_default = {"tdsm", "relabel_tdsm"} & set(config.methods)
+    floor = "tdsm_floor" in config.methods or (by_default and config.mixture.rule == "floor")
+    if floor and not config.score.label_dropout:
+        raise UserError("config key mixture.rule=floor needs score.label_dropout > 0: it trains the null label")
+    mixed = any(method.startswith(("tdsm", "relabel_tdsm", "s_weighted")) for method in config.methods)
+    null_trained = config.score.label_dropout and (config.mixture.dropped_label == "null" or not mixed)
+    if config.sampling.guidance != 1 and not null_trained and set(config.methods) != {"init"}:
+        raise UserError(
+            "config key sampling.guidance reads the null label: set score.label_dropout > 0, mixture.dropped_label=null"
+        )
+    if config.logging.save_every % config.logging.log_every:
+        raise UserError("config key logging.save_every must be a multiple of logging.log_every")
+
+
+def _check_given(config: ml_collections.ConfigDict) -> None:
+    """Labels as given: nobody drew them, and nobody knows the true ones of the training images."""
+    if config.label_noise.path:
+        raise UserError("config key label_noise.path: labels as given are those of the data; the kind 'file' reads one")
+    if config.transition.estimator == "known":
+        raise UserError(
+            "config key transition.estimator=known is the matrix that labels were drawn from, and those of "
+            "label_noise.kind=given were not drawn: choose file with transition.path, or an estimator such as em_shrunk"
+        )
+    if "clean" in config.methods:
+        raise UserError("config key methods: clean trains on true labels, which label_noise.kind=given has none of")
+
+
+def _check_evaluation(config: ml_collections.ConfigDict) -> None:
+    e = config.evaluation
+    for key in ("classifiers", "features"):
+        if not e[key] or len(set(map(extractor_name, e[key]))) != len(e[key]):
+            raise UserError(f"config key evaluation.{key}: name each kind once, at least one, got {e[key]}")
+    for spec in extractors(config):
+        kind, _, path = spec.partition(":")
+        if kind not in EXTRACTORS:
+            valid = ("judge", *EXTRACTORS)
+            raise UserError(f"config key evaluation.features: {kind!r} is not a choice{did_you_mean(kind, valid)}")
+        if not path:
+            raise UserError(f"config key evaluation.features: {kind} needs its weights, written {kind}:PATH")
+    for name in JUDGES:
+        if len(e[name].light) != 3:
+            raise UserError(f"config key evaluation.{name}.light={e[name].light}: three spreads")
+
+
+def _check_robust_losses(config: ml_collections.ConfigDict) -> None:
+    r = config.robust_losses
+    for name in ("losses", "networks", "noises", "seeds"):
+        if not r[name] or len(set(r[name])) != len(r[name]):
+            raise UserError(f"config key robust_losses.{name}: name each once, at least one, got {r[name]}")
+    for noise in r.noises:
+        parse_noise(noise)
+    whole = all(type(entry) is int for entry in (*r.seeds, *r.cnn_widths))
+    if not whole or len(r.cnn_widths) != 2:
+        raise UserError("config keys robust_losses.seeds, cnn_widths must hold whole numbers, cnn_widths two")
+
+
+# EM cannot start from itself.
+_STARTS = tuple(name for name, one in ESTIMATORS.items() if "clean_posterior" not in one.needs)
+_READ_NOISE = ("matrix", "file", "human")  # kinds of label noise that a file holds
+_CHOICES = {
+    "task": TASKS,
+    "methods": METHODS,
+    "relabel": CORRECTIONS,
+    "robust_losses.losses": ("elr", *LOSSES),
+    "robust_losses.networks": ("cnn", *BLOCKS),
+    "data.on_corrupt": ("stop", "skip"),
+    "label_noise.kind": (*DRAWN, *_READ_NOISE, GIVEN),
+    "transition.estimator": MATRICES,
+    "transition.start": _STARTS,
+    "transition.features": ("pixels", "network"),
+    "transition.prior": ("estimated", "uniform"),
+    "classifier.network": ("stages", "cnn", *BLOCKS),
+    "evaluation.classifiers": ("stages", *JUDGES),
+    "classifier.loss": ("forward", "elr", *LOSSES),
+    "classifier.calibration": CRITERIA,
+    "mixture.rule": TDSM_RULES,
+    "mixture.weights": tuple(WEIGHTS),
+    "mixture.dropped_label": ("null", "class0"),
+    "network.style": tuple(STYLES),
+    "parallel.backend": BACKENDS,
+    "compute.attention": ATTENTIONS,
+    "process.kind": tuple(PROCESSES),
+    "network.dtype": ("float32", "bfloat16"),
+}
+_INFINITY = float("inf")
+_FRACTIONS = ("rate", "dropout", "label_dropout", "tau", "test_fraction", "ema_ramp", "augment", "validation_share")
+_MAY_BE_ZERO = (
+    "seed",
+    "seeds",
+    "split_seed",
+    "residual_slots",
+    "ramp_images",
+    "weight_decay",
+    "clip_norm",
+    "volume_weight",
+    "temperature",
+    "freeze_images",
+    "light",
+    "forget_rate",
+    "forget_ramp_images",
+    "guidance",
+    "logit_noise",
+    "steps_a_call",
+)
+_ANY = ("P_mean",)
+
+
+def _bounds(key: str) -> tuple[float, float]:
+    """The closed interval that numbers of a key lie in; what has no special rule is positive."""
+    name = key.rpartition(".")[2]
+    if key in ("transition.rate", "data.image_size") or name in _MAY_BE_ZERO:
+        return 0, _INFINITY
+    if name in _FRACTIONS:
+        return 0, 1
+    if key == "stress.share":
+        return 1e-12, 1
+    if key == "sampling.per_class":
+        return 2, _INFINITY
+    if name in _ANY:
+        return -_INFINITY, _INFINITY
+    return 1e-12, _INFINITY
+
+
+def _at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
