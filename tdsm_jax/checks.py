@@ -82,8 +82,7 @@ def check_generation(run: Run) -> None:
         if height % 2**levels or width % 2**levels:
             raise UserError(f"config key {name} halves {height}x{width} images {levels} times; use fewer entries")
     run.new_labels  # noqa: B018  labels that cannot be had raise
-    compared = run.train_set if run.reference is None else run.reference
-    smallest = int(np.bincount(compared.labels, minlength=run.num_classes).min())
+    smallest = int(np.bincount(run.compared.labels, minlength=run.num_classes).min())
     if run.config.evaluation.nearest >= smallest:
         raise UserError(
             f"config key evaluation.nearest={run.config.evaluation.nearest} must be below the {smallest} "

@@ -72,8 +72,7 @@ def fit_judge(run: Run) -> None:
 
     Where there are none it learns the labels as given: then it judges no labels, only its features are used.
     """
-    data = run.train_set if run.reference is None else run.reference
-    fitted = fit_plain(run, Labelled(data.images, data.labels), "judge")
+    fitted = fit_plain(run, Labelled(run.compared.images, run.compared.labels), "judge")
     classifiers.write_fitted(run.workdir / "judge" / "judge.npz", fitted)
     _, features = judge.look(run.judge, fitted.params, compared_with(run).images, run.mesh)
     files.write_arrays(reference_file(run, "judge"), {"features": features})
@@ -100,12 +99,9 @@ def make_reference(run: Run, spec: str) -> None:
 
 
 def compared_with(run: Run) -> Dataset:
-    """Returns the real images that samples are compared with: those of true classes, else the training images.
-
-    Of the latter an even share, where there are very many.
-    """
-    train = run.train_set
-    return subset(train, evenly(len(train.labels), MOST_COMPARED)) if run.reference is None else run.reference
+    """Returns the images of `run.compared`; of training images in their place an even share, where there are many."""
+    every = run.compared
+    return subset(every, evenly(len(every.labels), MOST_COMPARED)) if run.reference is None else every
 
 
 def reference_file(run: Run, name: str) -> paths.Path:
@@ -131,18 +127,16 @@ def measure(run: Run, method: str) -> None:
     """samples + judge -> measures/<method>/: fidelity, CAS, distances to the clean training images"""
     made = run.samples(method)
     seen, features = look(run, made.images)
-    if run.reference is None:
-        values = distances(run, features, made.labels)
-        files.write_json(run.workdir / "measures" / method / "metrics.json", values)
-        return
-    trained_on_made = fit_plain(run, made, f"measures/{method}/cas").params
-    guessed, _ = judge.look(run.judge, trained_on_made, run.test_set.images, run.mesh)
-    values = {
-        **accuracies("label_fidelity", seen, made.labels, run.num_classes),
-        **accuracies("cas", guessed, run.test_set.labels, run.num_classes),
-        "confusion": statistics.confusion(made.labels, seen, run.num_classes),
-        **distances(run, features, made.labels),
-    }
+    values = distances(run, features, made.labels)
+    if run.reference is not None:
+        trained_on_made = fit_plain(run, made, f"measures/{method}/cas").params
+        guessed, _ = judge.look(run.judge, trained_on_made, run.test_set.images, run.mesh)
+        values = {
+            **accuracies("label_fidelity", seen, made.labels, run.num_classes),
+            **accuracies("cas", guessed, run.test_set.labels, run.num_classes),
+            "confusion": statistics.confusion(made.labels, seen, run.num_classes),
+            **values,
+        }
     files.write_json(measures_file(run, method), values)
 
 

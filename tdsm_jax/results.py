@@ -114,8 +114,7 @@ def write_report(run: Run) -> None:
     """everything above -> metrics.json, report.html"""
     metrics = collect_metrics(run)
     table = files.read_json(run.workdir / "transition.json")
-    real = run.train_set if run.reference is None else run.reference
-    images = {"real": run.grid(real.images, real.labels, run.num_classes)}
+    images = {"real": run.grid(run.compared.images, run.compared.labels, run.num_classes)}
     for m in run.config.methods:
         made = run.samples(m)
         images[m] = run.grid(made.images, made.labels, run.num_classes)

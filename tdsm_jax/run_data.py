@@ -94,6 +94,11 @@ class RunData:
         return self._tested[0]
 
     @property
+    def compared(self) -> Dataset:
+        """Real images that judges learn and samples are compared with: of true classes, else the training images."""
+        return self.train_set if self.reference is None else self.reference
+
+    @property
     def test_set(self) -> Dataset:
         """Held-out images; their labels are true classes unless there is no `reference`."""
         return self._tested[1]

@@ -238,11 +238,9 @@ def real_rows(setting: str, of_setting: Sequence[Finished]) -> list[list[str]]:
         if chosen:
             by_seed = {one.seed: one._replace(metrics=one.real) for one in chosen}
             counts = chosen[0].counts
-            words = (
-                f"real test images: {counts['test']}, where cells have {counts['samples']} samples" if counts else ""
-            )
+            words = f"real test images: {counts['test']}, where cells have {counts['samples']} samples"
             mark = "smoke: made-up images" if made_up else ""
-            rows.append([f"({setting})", words or "real test images", "", mark, *numbers(list(by_seed.values()), {})])
+            rows.append([f"({setting})", words, "", mark, *numbers(list(by_seed.values()), {})])
     return rows
 
 
