@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from tdsm_jax import hosts, runtime
 from tdsm_jax.errors import Stopped, UserError
-from tdsm_jax.roll_call import Place
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,39 +40,45 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
 
 def run_on_hosts(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
     """Parses the command line and runs `main` on all devices of all hosts; SIGTERM stops it where it can go on."""
-    try:
-        arguments = parser.parse_args()
+
+    def work() -> None:
+        given = parser.parse_args()
         runtime.configure()
-        hosts.start(arguments.distributed, _place(arguments), arguments.start_timeout)
+        place = hosts.given_place(given.coordinator, given.num_processes, given.process_id)
+        hosts.start(given.distributed, place, given.start_timeout)
         hosts.check_alone()
         hosts.listen_for_stop()
         hosts.listen_for_maintenance()
-        main(arguments)
+        main(given)
         hosts.finish()
-    except (UserError, OSError) as error:
+
+    carry_out(work, (UserError, OSError))
+
+
+def carry_out(work: Callable[[], None], users: tuple[type[Exception], ...] = (UserError,)) -> None:
+    """Runs `work`; what ends it early ends this process with a line and its exit code, and the other hosts hear of it.
+
+    Errors of `users` are the user's to mend: one line, exit code 2 or the error's own. A stop ends with 0.
+    """
+    try:
+        work()
+    except users as error:
         _say(error)
         hosts.leave(getattr(error, "exit_code", 2))
-    except (Stopped, KeyboardInterrupt) as reason:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        if isinstance(reason, KeyboardInterrupt):
-            hosts.leave(130)
+    except Stopped:
+        print("stopped as asked; the same command goes on from here", file=sys.stderr)
         hosts.finish()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        hosts.leave(130)
     except Exception as error:  # a bug, or a host whose peer is gone: the others must hear of either
         traceback.print_exc()
         hosts.await_explanation(error)
         hosts.leave(1)
 
 
-def _place(arguments: argparse.Namespace) -> Place | None:
-    given = arguments.coordinator, arguments.num_processes, arguments.process_id
-    if given == (None, None, None):
-        return None
-    if None in given:
-        raise UserError("give --coordinator=HOST:PORT, --num_processes=N and --process_id=I together, or none of them")
-    return Place(*given)
-
-
-def _say(error: UserError | OSError) -> None:
+def _say(error: Exception) -> None:
     message = str(error)
     if isinstance(error, OSError):
         said = error.strerror or str(error)

@@ -42,6 +42,16 @@ def is_writer() -> bool:
     return _place.index == 0
 
 
+def given_place(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Place | None:
+    """Returns who this host is, as the command line says; None where it says nothing, half of it is a `UserError`."""
+    given = coordinator, num_processes, process_id
+    if given == (None, None, None):
+        return None
+    if None in given:
+        raise UserError("give --coordinator=HOST:PORT, --num_processes=N and --process_id=I together, or none of them")
+    return Place(*given)
+
+
 def start(distributed: str, given: Place | None, timeout: float) -> None:
     """Finds the other hosts and starts JAX on all of them; call it before any JAX computation.
 

@@ -16,14 +16,14 @@ workdir that all of them see; launch/ has scripts for TPU pods, Slurm and Kubern
 import json
 import pathlib
 import sys
-import traceback
 
 from absl import app, flags, logging
 from ml_collections import FrozenConfigDict, config_flags
 
 from tdsm_jax import config as configuration
 from tdsm_jax import files, hosts, paths, pipeline, runtime
-from tdsm_jax.errors import Stopped, UserError
+from tdsm_jax.command import carry_out
+from tdsm_jax.errors import UserError
 from tdsm_jax.validation import validate
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -59,7 +59,8 @@ def main(argv: list[str]) -> None:
     if paths.is_file(workdir):
         raise UserError(f"--workdir={workdir} is a file; give a folder")
     runtime.configure(compilation_cache=runtime.cache_folder(workdir))
-    hosts.start(_DISTRIBUTED.value, given_place(), _START_TIMEOUT.value)
+    place = hosts.given_place(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    hosts.start(_DISTRIBUTED.value, place, _START_TIMEOUT.value)
     hosts.check_alone()
     hosts.check_equal(files.digest(configuration.resolved(config)), "config")
     hosts.listen_for_stop()
@@ -88,16 +89,6 @@ def main(argv: list[str]) -> None:
     made = [workdir / path for p in todo for path in p.unit.makes if paths.is_file(workdir / path)]
     hosts.finish()
     logging.info("made %s", ", ".join(str(path) for path in made[-2:]) or "nothing: everything is there already")
-
-
-def given_place() -> hosts.Place | None:
-    """Returns who this host is, as the command line says; None where it says nothing."""
-    given = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-    if given == (None, None, None):
-        return None
-    if None in given:
-        raise UserError("give --coordinator=HOST:PORT, --num_processes=N and --process_id=I together, or none of them")
-    return hosts.Place(*given)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -137,24 +128,13 @@ def name_of(model: pathlib.PurePath) -> str:
 
 def entry_point() -> None:
     """Runs the command line; a `UserError` is printed as one line, with exit code 2, a stop ends with 0."""
-    logging.set_verbosity(logging.INFO)
-    try:
+
+    def work() -> None:
         sys.argv = complete(sys.argv)  # where config_flags looks for overrides
         app.run(main, flags_parser=parse_flags)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        hosts.leave(error.exit_code)
-    except Stopped:
-        print("stopped as asked; the same command goes on from here", file=sys.stderr)
-        hosts.finish()
-        sys.exit(0)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        hosts.leave(130)
-    except Exception as error:  # a bug, or a host whose peer is gone: the others must hear of either
-        traceback.print_exc()
-        hosts.await_explanation(error)
-        hosts.leave(1)
+
+    logging.set_verbosity(logging.INFO)
+    carry_out(work)
 
 
 if __name__ == "__main__":
