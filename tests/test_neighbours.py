@@ -7,7 +7,7 @@ import pytest
 
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import pairs
-from tdsm_jax.evaluation.neighbours import density_coverage, neighbour_metrics, precision_recall, squared_radii
+from tdsm_jax.evaluation.neighbours import neighbour_metrics, squared_radii
 from tdsm_jax.evaluation.pairs import check_features
 
 
@@ -25,12 +25,17 @@ def test_radii_of_tiles_are_those_of_the_whole_matrix(columns, monkeypatch):
 
 
 @pytest.mark.parametrize("tile", [(5, 4), (1024, 8192)])
-def test_all_metrics_at_once_are_those_one_by_one(tile, monkeypatch):
+def test_all_metrics_are_those_of_the_whole_matrices(tile, monkeypatch):
     real, fake = features(41), 0.3 + features(37, seed=1)
+    within_real, within_fake, across = (
+        np.linalg.norm(a[:, None] - b[None], axis=2) for a, b in ((real, real), (fake, fake), (real, fake))
+    )
     expected = {}
     for k in (3, 5):
-        expected[f"precision_k{k}"], expected[f"recall_k{k}"] = precision_recall(real, fake, k)
-        expected[f"density_k{k}"], expected[f"coverage_k{k}"] = density_coverage(real, fake, k)
+        in_real = across < np.sort(within_real, axis=1)[:, k, None]  # place 0 is the example itself
+        in_fake = across < np.sort(within_fake, axis=1)[None, :, k]
+        expected[f"precision_k{k}"], expected[f"recall_k{k}"] = in_real.any(axis=0).mean(), in_fake.any(axis=1).mean()
+        expected[f"density_k{k}"], expected[f"coverage_k{k}"] = in_real.sum() / (37 * k), in_real.any(axis=1).mean()
     monkeypatch.setattr(pairs, "ROWS", tile[0])
     monkeypatch.setattr(pairs, "COLUMNS", tile[1])
     assert neighbour_metrics(real, fake, (3, 5)) == pytest.approx(expected, rel=1e-12)

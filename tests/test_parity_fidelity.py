@@ -10,7 +10,7 @@ import pytest
 
 from tdsm_jax.evaluation.frechet import frechet_distance
 from tdsm_jax.evaluation.kernels import kid
-from tdsm_jax.evaluation.neighbours import precision_recall
+from tdsm_jax.evaluation.neighbours import neighbour_metrics
 from tdsm_jax.evaluation.statistics import inception_score
 
 
@@ -78,5 +78,6 @@ def test_inception_score(fidelity, both, splits):
 def test_precision_and_recall(fidelity, both):
     module, (real, fake, *tensors) = fidelity("prc"), both
     expected = module.prc_features_to_metric(*tensors[::-1], verbose=False)
-    found = precision_recall(real, fake, 3)
+    values = neighbour_metrics(real, fake, (3,))
+    found = values["precision_k3"], values["recall_k3"]
     assert found == pytest.approx((expected[module.KEY_METRIC_PRECISION], expected[module.KEY_METRIC_RECALL]), rel=1e-6)

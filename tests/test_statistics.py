@@ -9,7 +9,7 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import pairs
 from tdsm_jax.evaluation.frechet import frechet_distance
 from tdsm_jax.evaluation.kernels import cmmd
-from tdsm_jax.evaluation.neighbours import density_coverage, precision_recall
+from tdsm_jax.evaluation.neighbours import density_coverage, neighbour_metrics
 from tdsm_jax.evaluation.statistics import compare, confusion, inception_score, per_class_accuracy, recovery
 
 
@@ -58,6 +58,11 @@ def test_density_and_coverage_by_hand():
     assert density_coverage(real, fake, nearest=1) == (pytest.approx(5 / 3), 1.0)
     assert density_coverage(real, np.array([[100.0]]), nearest=1) == (0.0, 0.0)
     assert density_coverage(real, np.array([[3.5]]), nearest=1) == (1.0, pytest.approx(1 / 3))
+
+
+def precision_recall(real, fake, nearest):
+    values = neighbour_metrics(real, fake, (nearest,))
+    return values[f"precision_k{nearest}"], values[f"recall_k{nearest}"]
 
 
 def test_precision_and_recall_by_hand():

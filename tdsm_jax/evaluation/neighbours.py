@@ -23,23 +23,13 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, nearest: int) -> tuple[
     return float(hits[0] / (len(fake) * nearest)), float(filled[0].mean())
 
 
-def precision_recall(real: np.ndarray, fake: np.ndarray, nearest: int) -> tuple[float, float]:
-    """Returns precision and recall (Kynkaanniemi et al. 2019) with balls up to the `nearest`-th neighbour.
-
-    Precision: share of fake examples inside a real ball; recall: share of real ones inside a fake ball.
-    Shapes: [N,D], [M,D] with N, M > nearest.
-    """
-    balls = squared_radii(real, (nearest,)), squared_radii(fake, (nearest,))
-    _, _, met, found = _meetings(real, fake, *balls, unwatched)
-    return float(met[0].mean()), float(found[0].mean())
-
-
 def neighbour_metrics(
     real: np.ndarray, fake: np.ndarray, nearest: Sequence[int], watch: Watch = unwatched
 ) -> dict[str, float]:
     """Returns precision_k3, recall_k3, density_k3, coverage_k3 and so on for each of `nearest`, in three passes.
 
-    See `precision_recall` and `density_coverage`. Shapes: [N,D], [M,D] with N, M > max(nearest).
+    Precision: share of fake examples inside a real ball; recall: share of real ones inside a fake ball (Kynkaanniemi et
+    al. 2019). Density and coverage: see `density_coverage`. Shapes: [N,D], [M,D] with N, M > max(nearest).
     """
     balls = squared_radii(real, nearest, watch), squared_radii(fake, nearest, watch)
     hits, filled, met, found = _meetings(real, fake, *balls, watch)
