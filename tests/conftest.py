@@ -22,3 +22,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # tests comp
 def golden():
     """Returns name -> arrays of the official implementation, from $TDSM_GOLDEN or else from the copies here."""
     return official.load
+
+
+def pytest_make_parametrize_id(val):
+    """Names a test by how many bytes it gets: zips among them hold the time, on which test processes must agree."""
+    return f"{len(val)}bytes" if isinstance(val, bytes) else None
