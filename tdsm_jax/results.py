@@ -83,6 +83,7 @@ def collect_metrics(run: Run) -> dict[str, Any]:
         "recovery": methods.get("tdsm", {}).get("recovery", {}),
         "real": real,
         "counts": counts(run),
+        "class_names": list(run.train_set.class_names),
         "judges": judges(run, real),
         "transition": {k: table[k] for k in ("estimator", "relative_l1", "condition_number")},
         "classifier": table["classifier"],

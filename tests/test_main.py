@@ -1,5 +1,6 @@
 """The real entry point, as a process: the whole job in small, its errors, and what a kill leaves behind."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -15,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tdsm_jax import main
+from tdsm_jax import compare_runs, main
 from tdsm_jax.data.dataset import to_uint8
 from tdsm_jax.diffusion.process import make_denoiser
+from tdsm_jax.evaluation import comparison
 from tdsm_jax.training import model_file
 from tdsm_jax.training.state import stream_key
 
@@ -102,6 +104,14 @@ def test_a_finished_run_is_not_done_again(finished):
     done = call(f"--workdir={finished}")
     assert done.returncode == 0, done.stderr
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_can_be_put_beside_another(finished):
+    run = compare_runs.read(str(finished), "digits")
+    assert run.config["label_noise.rate"] == 0.4 and run.config["score.steps"] == 20
+    assert all(len(records) == 4 for records in run.curves.values())
+    page = comparison.render([run, dataclasses.replace(run, name="again")])
+    assert page.count("<img") == 6 and "the same config each time" in page
 
 
 def test_a_trained_model_file_is_sampled_without_a_config(finished, tmp_path):

@@ -25,7 +25,7 @@ from tdsm_jax.evaluation.report_words import (
 from tdsm_jax.evaluation.svg import escape
 
 Methods = Mapping[str, Mapping[str, Any]]  # as in metrics.json, in the order of columns
-_GRID_BYTES = 1_500_000  # raw pixels of all sample grids together; keeps any page under 5 MB
+GRID_BYTES = 1_500_000  # raw pixels of all sample grids together; keeps any page under 5 MB
 _CURVE_POINTS = 80
 _MOST_CLASSES = 20  # rows of a grid or a per-class chart
 
@@ -46,10 +46,18 @@ def samples(images: Mapping[str, np.ndarray], class_names: Sequence[str]) -> str
     if not images:
         return ""
     shown = {name: images[name] for name in sorted(ordered(images), key="real".__ne__)}
-    rows, columns = grids.that_fit(list(shown.values()), _GRID_BYTES, _MOST_CLASSES)
+    return (
+        "<p>Each row was asked for one class. Images of another class in a row are what label noise taught; "
+        f"compare a row across the grids.</p>{sample_grids(shown, class_names)}"
+    )
+
+
+def sample_grids(images: Mapping[str, np.ndarray], class_names: Sequence[str], budget: int = GRID_BYTES) -> str:
+    """Lays out grids uint8 [K, columns, H, W, C] side by side, of at most `budget` bytes of raw pixels together."""
+    rows, columns = grids.that_fit(list(images.values()), budget, _MOST_CLASSES)
     labels = "".join(f"<span>{escape(class_names[row])}</span>" for row in rows)
     drawn = []
-    for name, grid in shown.items():
+    for name, grid in images.items():
         small = grids.thumbnails(grid[rows, :columns])
         png = grids.image_grid_png(small, scale=max(1, 56 // small.shape[2]))
         what = "for comparison" if name == "real" else explanation(name)
@@ -59,11 +67,8 @@ def samples(images: Mapping[str, np.ndarray], class_names: Sequence[str]) -> str
             f'src="data:image/png;base64,{base64.b64encode(png).decode()}"></div></figure>'
         )
     K = len(class_names)
-    subset = "" if len(rows) == K else f" Shown: {len(rows)} of {K} classes."
-    return (
-        "<p>Each row was asked for one class. Images of another class in a row are what label noise taught; "
-        f'compare a row across the grids.{subset}</p><div class="figures grids">{"".join(drawn)}</div>'
-    )
+    subset = "" if len(rows) == K else f"<p>Shown: {len(rows)} of {K} classes.</p>"
+    return f'{subset}<div class="figures grids">{"".join(drawn)}</div>'
 
 
 def metric_table(methods: Methods, metrics: Mapping[str, Any]) -> str:
@@ -239,7 +244,7 @@ def training(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
     def those_of(stage: str, key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         names = ordered(name.removeprefix(stage) for name in curves if name.startswith(stage))
-        smooth = {name: _smooth_curve(curves[stage + name], key) for name in names}
+        smooth = {name: smooth_curve(curves[stage + name], key) for name in names}
         return {name: curve for name, curve in smooth.items() if len(curve[0])}
 
     drawn = []
@@ -258,7 +263,7 @@ def training(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return f"<p>Long curves are averaged to {_CURVE_POINTS} points.</p>{figures(drawn)}" if drawn else ""
 
 
-def _smooth_curve(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+def smooth_curve(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns (steps, values), finite only, averaged in runs of neighbours down to `_CURVE_POINTS` points."""
     points = np.array([(r["step"], r[key]) for r in records if is_number(r.get(key))], float).reshape(-1, 2)
     runs = np.array_split(points, min(len(points), _CURVE_POINTS) or 1)

@@ -48,7 +48,8 @@ figcaption b{display:block;font-size:15px}
  overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .grid img{min-width:0;flex:1;width:100%;height:auto;align-self:flex-start;border-radius:4px}
 .pair{display:flex;flex-wrap:wrap;gap:16px 40px;align-items:start}
-.pair dl{flex:1 1 300px}
+.pair dl{flex:1 1 300px;grid-template-columns:1fr;gap:2px}
+.pair dd{margin-bottom:8px}
 .scroll{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;font-size:15px;font-variant-numeric:tabular-nums}
 th,td{padding:8px 14px;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
