@@ -187,7 +187,7 @@ def extractor_name(spec: str) -> str:
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Returns {dotted key: value} of a nested config or dictionary."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         nested = hasattr(value, "items")
         flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}

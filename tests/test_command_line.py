@@ -13,7 +13,6 @@ from tdsm_jax import command, main, manual
 from tdsm_jax import config as configuration
 from tdsm_jax.benchmark import __main__ as benchmarks
 from tdsm_jax.errors import UserError
-from tdsm_jax.training.logs import Progress
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A process that another one of this package starts; it is no command for people.
@@ -153,13 +152,3 @@ def test_colour_is_for_terminals_that_want_it(stream, given, coloured, monkeypat
         monkeypatch.setattr(sys, "argv", ["x", "--no_such"])
         command.run_command(command.new_parser("x"), lambda _: None)
     assert ("\033[31m" in stream.getvalue()) == coloured and "--no_such; --help shows examples" in stream.getvalue()
-
-
-@pytest.mark.parametrize(("ci", "bar"), [("", True), ("true", False)])
-def test_a_bar_is_drawn_on_terminals_only_and_not_for_ci(ci, bar, monkeypatch):
-    monkeypatch.setenv("CI", ci)
-    stream = Terminal()
-    with Progress("training", total_steps=2, images_per_step=4, stream=stream) as progress:
-        progress.update(2)
-    assert ("\r" in stream.getvalue()) == bar and "2/2" in stream.getvalue()
-    assert bar or stream.getvalue().count("\n") == 1

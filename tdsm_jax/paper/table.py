@@ -128,7 +128,8 @@ def vouched(workdir: paths.Path) -> dict[str, Any]:
 
 def recorded_config(manifests: Mapping[str, Any]) -> dict[str, Any]:
     """Returns {dotted key: value} of all that the units of a run read."""
-    config, given = {}, set()
+    config: dict[str, Any] = {}
+    given = set()
     for name, manifest in manifests.items():
         values = manifest["values"]
         config |= {key: value for key, value in values.items() if " " not in key}
@@ -195,7 +196,8 @@ def markdown(found: Sequence[Finished], hidden: int = 0) -> str:
 
     What differs from the recipes is listed below, as are the sources; `hidden` runs on made-up images are counted.
     """
-    rows, notes = [], []
+    rows: list[Sequence[str]] = []
+    notes: list[str] = []
     for cell in CELLS.values():
         groups = sorted({(one.made_up, one.differs) for one in found if one.cell == cell})
         for made_up, differs in groups or [(False, ())]:

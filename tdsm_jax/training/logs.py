@@ -126,9 +126,10 @@ class _Bar:
         self._bar = tqdm.tqdm(desc=label, total=total, initial=initial, unit="step", file=stream, dynamic_ncols=True)
 
     def update(self, steps: int, shown: dict[str, float]) -> None:
+        rate: dict[str, str] = {}
         if steps_per_second := self._bar.format_dict["rate"]:
-            shown = {"images/s": _format_rate(steps_per_second * self._images_per_step)} | shown
-        self._bar.set_postfix(shown, refresh=False)
+            rate = {"images/s": _format_rate(steps_per_second * self._images_per_step)}
+        self._bar.set_postfix(rate | shown, refresh=False)
         self._bar.update(steps)
 
     def close(self) -> None:
