@@ -28,7 +28,7 @@ COMMANDS = (
     "interop.export",
     "benchmark",
 )
-WIDTH = 112  # columns, as the code
+WIDTH = 112  # columns
 _INDENT = 26  # of what a flag means
 
 

@@ -180,6 +180,8 @@ def check_other(words, needs):
         return
     script = words[1] if words[0] == "bash" else words[0]
     assert (ROOT / script).is_file(), f"{words}: no such program"
+    if not script.startswith("launch/"):
+        return
     usage = subprocess.run(["bash", script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     action = words[words.index(script) + 1 :][:1]
     assert not action or action[0].startswith("-") or action[0] in usage
@@ -209,6 +211,18 @@ def test_the_index_names_every_page():
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "README.md" or f"]({page.name})" in text, page.name
     assert "(docs/README.md)" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_reference_is_made_of_the_docstrings(tmp_path):
+    pytest.importorskip("pdoc")
+    words = next(words for _, words, _ in COMMANDS if "pdoc" in words)
+    words = [sys.executable, *words[1:]]
+    words[words.index("--output-directory") + 1] = str(tmp_path)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Couldn't import" not in done.stderr
+    page = (tmp_path / "tdsm_jax" / "diffusion" / "mixture.html").read_text()
+    assert "Returns the mixture with the column floor of S moved onto the null label." in page
 
 
 @pytest.mark.parametrize("number", range(len(blocks(ROOT / "docs" / "extending.md", "python"))))
