@@ -11,10 +11,10 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "tdsm_jax/__init__.py").rea
 
 
 class WholeTree(sdist):
-    """A source archive with the tests and what they read: they pass where it is unpacked."""
+    """A source archive of all that a clone has: the tests and what they read, the documents, the scripts."""
 
     def make_distribution(self):
-        for folder in ("tests", "docs", "launch", ".ci"):
+        for folder in ("tests", "docs", "launch", "colab", ".ci"):
             files = (path for path in (HERE / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
             self.filelist.extend(str(path.relative_to(HERE)) for path in files)
         self.filelist.extend(["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"])

@@ -23,7 +23,7 @@ def tree():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode == 0:
         return [pathlib.PurePath(name) for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
-    parts = ("tdsm_jax", "configs", "tests", "docs", "launch", ".ci")  # an unpacked source archive
+    parts = ("tdsm_jax", "configs", "tests", "docs", "launch", "colab", ".ci")  # an unpacked source archive
     inside = (path for part in parts for path in (ROOT / part).rglob("*") if "__pycache__" not in path.parts)
     return [path.relative_to(ROOT) for path in (*ROOT.iterdir(), *inside) if path.is_file()]
 
