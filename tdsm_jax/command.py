@@ -1,6 +1,7 @@
 """The frame of the small commands: arguments in, a `UserError` or `OSError` out as one line with exit code 2."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -83,4 +84,10 @@ def _say(error: Exception) -> None:
     if isinstance(error, OSError):
         said = error.strerror or str(error)
         message = said if error.filename is None else f"{error.filename}: {said}"
-    print(f"error: {message}", file=sys.stderr)
+    print(f"{_red('error:')} {message}", file=sys.stderr)
+
+
+def _red(word: str) -> str:
+    """Returns a word in red where standard error is a terminal that may show it (https://no-color.org)."""
+    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"\033[31m{word}\033[0m" if coloured else word

@@ -29,6 +29,17 @@ METHODS = (
 )
 MATRICES = ("known", "file", "volmin", *ESTIMATORS)  # where S comes from
 TASKS = ("generation", "robust_losses")
+PACKAGE = pathlib.Path(__file__).parent
+# The configs that come with the program: inside an installed package (setup.py puts them there), else beside it.
+CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+_WHICH = "?"  # asks a config for its arguments instead of giving some
+
+
+class _Asked(Exception):
+    """Carries the arguments of a config, name -> default, to who asked for them."""
+
+    def __init__(self, defaults: dict[str, Any]):
+        self.defaults = defaults
 
 
 def base_config(config_file: str) -> ml_collections.ConfigDict:
@@ -39,6 +50,46 @@ def base_config(config_file: str) -> ml_collections.ConfigDict:
 def sibling(config_file: str, name: str) -> Any:
     """Returns the module of the config file `name` beside `config_file`."""
     return load_module(pathlib.Path(config_file).with_name(name))
+
+
+def load(specification: str) -> ml_collections.ConfigDict:
+    """Returns the config of "path.py:arguments", see `locate`."""
+    path, arguments = locate(specification)
+    module = load_module(path)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} is not a config to run: it has no get_config; try configs/cifar10.py")
+    return module.get_config(arguments)
+
+
+def locate(specification: str) -> tuple[pathlib.Path, str]:
+    """Returns the file and the arguments that "path.py:arguments" names.
+
+    A file that is there is taken as it is. Else digits, digits.py and configs/digits.py name a config that comes with
+    the program, from any folder.
+    """
+    name, _, arguments = specification.partition(":")
+    path = pathlib.PurePath(name)
+    own = CONFIGS / f"{path.stem}.py"
+    if pathlib.Path(name).is_file():
+        return pathlib.Path(name), arguments
+    if name in (path.stem, own.name, f"configs/{own.name}") and own.is_file():
+        return own, arguments
+    names = [f"configs/{known.name}" for known in runnable()]
+    raise UserError(f"no config file {name}{did_you_mean(f'configs/{path.stem}.py', names)}")
+
+
+def runnable() -> list[pathlib.Path]:
+    """Returns the files of the configs that come with the program and are complete, by name."""
+    return sorted(path for path in CONFIGS.glob("*.py") if "\ndef get_config(" in path.read_text())
+
+
+def arguments_of(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the arguments that a config file takes, name -> default, as it gives them to `parse_arguments`."""
+    try:
+        load_module(path).get_config(_WHICH)
+    except _Asked as asked:
+        return asked.defaults
+    return {}
 
 
 def load_module(path: pathlib.Path) -> Any:
@@ -56,6 +107,8 @@ def parse_arguments(text: str, **defaults: Any) -> SimpleNamespace:
 
     Unknown names, values of another type and unknown choices are `UserError`s that name the nearest valid one.
     """
+    if text == _WHICH:
+        raise _Asked(defaults)
     values = {name: default[0] if isinstance(default, tuple) else default for name, default in defaults.items()}
     for part in filter(None, text.split(",")):
         name, given, value = part.partition("=")
@@ -84,11 +137,7 @@ def _parse_value(name: str, value: str | None, default: Any) -> Any:
 
 def check_overrides(specification: str, keys: list[str]) -> None:
     """Raises `UserError` where "path.py:arguments" cannot be read or a dotted key is not in its config."""
-    path, _, arguments = specification.partition(":")
-    module = load_module(pathlib.Path(path))
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path} is not a config to run: it has no get_config; try configs/cifar10.py")
-    valid = flatten(module.get_config(arguments))
+    valid = flatten(load(specification))
     for key in keys:
         if key not in valid:
             raise UserError(f"unknown config key {key!r}{did_you_mean(key, valid)}")
@@ -138,7 +187,7 @@ def extractor_name(spec: str) -> str:
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Returns {dotted key: value} of a nested config or dictionary."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         nested = hasattr(value, "items")
         flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}

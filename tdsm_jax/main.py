@@ -1,16 +1,13 @@
 """Trains, samples, evaluates and reports conditional diffusion models on noisy labels.
 
-One command does the whole job and may be interrupted: the same command goes on where it stopped.
-
-  python -m tdsm_jax.main --config=configs/digits.py --workdir=runs/digits
+  python -m tdsm_jax.main --config=configs/digits.py --workdir=runs/digits          (a quarter of an hour on two cores)
+  python -m tdsm_jax.main --config=configs/digits.py:smoke --workdir=runs/smoke     (the whole path in 90 seconds)
   python -m tdsm_jax.main --config=configs/digits.py:noise=asym,rate=0.3,seed=1 --workdir=runs/asym
-  python -m tdsm_jax.main --config=configs/digits.py --workdir=runs/digits --dry_run
-  python -m tdsm_jax.main --config=configs/digits.py:smoke --workdir=runs/smoke   (about 90 seconds)
   python -m tdsm_jax.main --stages=sample --config.init_from=MODEL/ema.npz --workdir=runs/samples
 
-Any key of configs/base.py can be set: --config.score.steps=2000. Results stand in WORKDIR/report.html and
-WORKDIR/metrics.json. Every device of the machine is used. On several hosts start the same command on each, with a
-workdir that all of them see; launch/ has scripts for TPU pods, Slurm and Kubernetes. SIGTERM saves and stops.
+The same command goes on where it stopped. Results stand in WORKDIR/report.html and WORKDIR/metrics.json. Every device
+of the machine is used. On several hosts start the same command on each, with a workdir that all of them see; launch/
+has scripts for TPU pods, Slurm and Kubernetes. SIGTERM saves and stops.
 """
 
 import json
@@ -21,13 +18,16 @@ from absl import app, flags, logging
 from ml_collections import FrozenConfigDict, config_flags
 
 from tdsm_jax import config as configuration
-from tdsm_jax import files, hosts, paths, pipeline, runtime
+from tdsm_jax import files, hosts, manual, paths, pipeline, runtime
 from tdsm_jax.command import carry_out
 from tdsm_jax.errors import UserError
 from tdsm_jax.validation import validate
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file and its arguments: configs/digits.py:noise=sym,rate=0.4", lock_config=True
+    "config",
+    None,
+    "Config and its arguments: configs/digits.py:noise=sym,rate=0.4; --list shows all.",
+    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run's artifacts, or gs://BUCKET/NAME; the same resumes it."
@@ -46,11 +46,37 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this host,
 _START_TIMEOUT = flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the other hosts.", 1)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Make again what the workdir holds of another config.")
 
+_GROUPS: dict[str, dict[str, flags.FlagHolder | str]] = {
+    "What is done": {
+        "--config=FILE:ARGUMENTS": _CONFIG,
+        "--config.KEY=VALUE": "Any key of configs/base.py: --config.score.steps=2000.",
+        "--workdir=FOLDER": _WORKDIR,
+        "--stages=NAME,NAME": _STAGES,
+        "--dry_run": _DRY_RUN,
+        "--overwrite": _OVERWRITE,
+    },
+    "Several hosts": {
+        "--distributed=CHOICE": _DISTRIBUTED,
+        "--coordinator=HOST:PORT": _COORDINATOR,
+        "--num_processes=NUMBER": _NUM_PROCESSES,
+        "--process_id=NUMBER": _PROCESS_ID,
+        "--start_timeout=SECONDS": _START_TIMEOUT,
+    },
+    "Further pages": {
+        "--list": "The configs, and the arguments of each.",
+        "--commands": "The other commands: measuring images, preparing data, converting models, benchmarks.",
+        "--helpfull": "Every flag, those of the libraries too.",
+        "--version": "The version.",
+    },
+}
+
 
 def main(argv: list[str]) -> None:
     """Plans the run and carries it out."""
     if argv[1:]:
-        raise UserError(f"{argv[1]!r} is no flag; flags are written --name=value, lists without spaces")
+        raise UserError(
+            f"{argv[1]!r} is no flag; flags are written --name=value, lists without spaces; --help shows them"
+        )
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("give --config=configs/digits.py and --workdir=FOLDER; --help shows examples")
     validate(_CONFIG.value)
@@ -91,8 +117,26 @@ def main(argv: list[str]) -> None:
     logging.info("made %s", ", ".join(str(path) for path in made[-2:]) or "nothing: everything is there already")
 
 
+def help_page() -> str:
+    """Returns what --help shows."""
+    return manual.page(__doc__, _GROUPS)
+
+
+_PAGES = {
+    "help": help_page,
+    "h": help_page,
+    "list": manual.configs,
+    "commands": manual.commands,
+    "version": manual.version,
+}
+
+
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; what is wrong with it ends in a `UserError`."""
+    """Parses the command line; what is wrong with it ends in a `UserError`. A page that is asked for ends it."""
+    for argument in argv[1:]:
+        if argument.startswith("-") and (name := argument.lstrip("-")) in _PAGES:
+            print(_PAGES[name]())
+            sys.exit(0)
     given = [argument.lstrip("-").partition("=") for argument in argv[1:] if argument.startswith("-")]
     specification = next((value for name, _, value in given if name == "config"), "")
     if "--config" in argv[:-1]:  # the value as an argument of its own
@@ -107,16 +151,28 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def complete(argv: list[str]) -> list[str]:
-    """Adds the config that sampling a given model needs, where --config.init_from comes without one."""
+    """Names the config file in full, and adds the one that sampling a given model needs where there is none."""
+    argv = [located(argument, before) for before, argument in zip(["", *argv], argv, strict=False)]
     names = {argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("-")}
     if "config" in names or "config.init_from" not in names:
         return argv
-    base = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
-    if not base.is_file():
-        raise UserError("--config.init_from needs a --config too where the folder configs/ is not installed")
+    base = configuration.CONFIGS / "base.py"
     model = next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config.init_from=")), "")
     default = [] if "workdir" in names else [f"--workdir=runs/samples-of-{name_of(pathlib.PurePath(model))}"]
     return [argv[0], f"--config={base}", "--config.methods=('init',)", *default, *argv[1:]]
+
+
+def located(argument: str, before: str) -> str:
+    """Returns an argument of the command line, the config in it by the path of its file; `before` stands before it."""
+    name, given, specification = argument.partition("=")
+    if name in ("--config", "-config") and given:
+        prefix = f"{name}="
+    elif before in ("--config", "-config"):
+        prefix, specification = "", argument
+    else:
+        return argument
+    path, arguments = configuration.locate(specification)
+    return f"{prefix}{path}{':' if arguments else ''}{arguments}"
 
 
 def name_of(model: pathlib.PurePath) -> str:

@@ -10,13 +10,14 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 from etils import epath
 
 from tdsm_jax.errors import Unreachable, UserError
 
 # Local paths stay pathlib's: epath's own hide names that end in ~, and stat fails for users without a name.
-Path = pathlib.Path | epath.Path
+Path: TypeAlias = pathlib.Path | epath.Path
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _reached: set[str] = set()  # buckets that have answered
@@ -150,7 +151,7 @@ def walk(directory: str | os.PathLike) -> list[str]:
 
 def _followed(directory: pathlib.Path, refuse: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
     """What os.walk finds, through links as well; none of them may lead to a folder above it."""
-    above = {os.fspath(directory): (os.path.realpath(directory),)}
+    above: dict[str, tuple[str, ...]] = {os.fspath(directory): (os.path.realpath(directory),)}
     for folder, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
         yield folder, folders, names
         reached = above.pop(folder)

@@ -63,7 +63,8 @@ class Planned:
 def plan(units: list[Unit], config: Any, workdir: pathlib.Path) -> list[Planned]:
     """Returns the units with what is there already, in order."""
     flat = configuration.flatten(config)
-    hashes, planned = {}, []
+    hashes: dict[str, str] = {}
+    planned = []
     for unit in units:
         values = {
             key: value for key, value in flat.items() if any(key == r or key.startswith(f"{r}.") for r in unit.reads)

@@ -112,7 +112,7 @@ def make_network(run: Run, name: str) -> Network:
 def collect(run: Run) -> dict[str, Any]:
     """Returns network -> noise -> loss -> measure -> values of the seeds, from the finished fits."""
     r = run.config.robust_losses
-    results = {}
+    results: dict[str, Any] = {}
     for network in r.networks:
         results[network] = {}
         for noise in r.noises:

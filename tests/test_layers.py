@@ -10,9 +10,10 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "tdsm_jax"
 ROOMS = (
     "__init__", "errors", "roll_call", "hosts", "paths", "files", "runtime", "command",
     "labels", "networks", "diffusion", "data", "training", "evaluation", "interop",
-    "extractors", "config", "validation", "pipeline", "paper", "run_data", "run", "checks", "label_stages",
-    "model_stages", "refinement", "judge_stages", "results", "robust_losses", "plan", "compare_runs", "make_ref_stats",
-    "compare", "evaluate", "main", "benchmark",
+    "sampler", "extractors", "config", "score_network", "validation", "pipeline", "paper", "run_data", "run", "checks",
+    "image_stages", "label_stages", "model_stages", "refinement", "judge_stages", "results", "robust_losses", "plan",
+    "job", "compare_runs", "make_ref_stats", "compare", "sampling_options", "evaluate", "sweep", "manual", "main",
+    "__main__", "benchmark",
 )  # fmt: skip
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 EVALUATION_MATHS = ("pairs", "frechet", "neighbours", "kernels", "statistics", "class_wise")

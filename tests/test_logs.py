@@ -136,7 +136,8 @@ def test_no_step_and_no_time(clock):
     assert stream.getvalue() == "score: 5/5, 0 images/s, done after 00:00\n"
 
 
-def test_terminals_get_a_bar():
+def test_terminals_get_a_bar(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
     stream = Terminal()
     with Progress("score", total_steps=10, images_per_step=64, initial_step=4, stream=stream) as progress:
         for _ in range(3):
@@ -146,6 +147,14 @@ def test_terminals_get_a_bar():
     assert first.startswith("score:  40%|") and "| 4/10 [" in first
     assert last.startswith("score: 100%|") and "| 10/10 [" in last
     assert "images/s=" in last and "loss=0.5" in last and last.endswith("\n")
+
+
+def test_a_terminal_of_a_ci_service_gets_lines(monkeypatch):
+    monkeypatch.setenv("CI", "true")
+    stream = Terminal()
+    with Progress("score", total_steps=2, images_per_step=64, stream=stream) as progress:
+        progress.update(2)
+    assert "\r" not in stream.getvalue() and stream.getvalue().startswith("score: 2/2, ")
 
 
 def test_standard_error_is_the_default(capsys):

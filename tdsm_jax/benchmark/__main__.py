@@ -1,11 +1,10 @@
 """Measurements: python -m tdsm_jax.benchmark NAME, where --help after a name shows examples."""
 
-import ast
-import pathlib
 import runpy
 import sys
 
 from tdsm_jax.errors import did_you_mean
+from tdsm_jax.manual import first_line, module_file
 
 COMMANDS = (
     "step",
@@ -26,11 +25,7 @@ COMMANDS = (
 
 def listing() -> str:
     """Returns the commands, each with the first line of its docstring; none is imported for it."""
-    lines = []
-    for name in COMMANDS:
-        source = pathlib.Path(__file__).with_name(f"{name}.py").read_text()
-        lines.append(f"  {name:<12} {ast.get_docstring(ast.parse(source)).splitlines()[0]}")
-    return "\n".join(lines)
+    return "\n".join(f"  {name:<12} {first_line(module_file(f'benchmark.{name}'))}" for name in COMMANDS)
 
 
 def main() -> None:

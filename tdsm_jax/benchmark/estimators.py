@@ -71,8 +71,7 @@ def cell(arguments: argparse.Namespace, keys: str, folder: str, names: list[str]
 
     def run_stages(estimator: str, *stages: str) -> Run:
         specification = with_arguments(arguments.config, keys, f"transition={estimator}", "methods=dsm", smoke)
-        path, _, given = specification.partition(":")
-        config = configuration.load_module(pathlib.Path(path)).get_config(given)
+        config = configuration.load(specification)
         return carry_out(config, pathlib.Path(arguments.out) / folder / estimator, stages)
 
     run = run_stages(READS_ALL, "labels", "noisy_classifier")

@@ -63,8 +63,7 @@ def counts(name: str, text: str) -> list[int]:
 
 def untrained(specification: str) -> Model:
     """Returns the score network of a config at its initial parameters."""
-    path, _, given = with_arguments(specification, "methods=dsm").partition(":")
-    config = configuration.load_module(pathlib.Path(path)).get_config(given)
+    config = configuration.load(with_arguments(specification, "methods=dsm"))
     validate(config)
     run = Run(FrozenConfigDict(config), pathlib.Path())
     return Model(run.network, run.initial_params(), run.process, run.train_set.images.shape[1:])

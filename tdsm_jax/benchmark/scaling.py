@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from tdsm_jax import config as configuration
 from tdsm_jax import files
@@ -128,8 +128,7 @@ def compiled_steps(path: str, program: str) -> dict[str, Step]:
 
 def count_parameters(arguments: argparse.Namespace) -> int:
     """Returns the number of parameters of the score network of a config, from shapes alone."""
-    path, _, given = arguments.config.partition(":")
-    config: ConfigDict = configuration.load_module(pathlib.Path(path)).get_config(given)
+    config = configuration.load(arguments.config)
     config.methods = ("dsm",)
     config = with_classes(config, arguments.classes, arguments.image_size, arguments.image_channels)
     validate(config)

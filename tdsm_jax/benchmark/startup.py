@@ -69,8 +69,7 @@ def first_step(arguments: argparse.Namespace) -> None:
     """Does what a run does until its first step of plain DSM is taken."""
     out = pathlib.Path(arguments.out).absolute()
     runtime.configure(compilation_cache=str(out / "compiled"))
-    path, _, given = with_arguments(arguments.config, "methods=dsm").partition(":")
-    config = configuration.load_module(pathlib.Path(path)).get_config(given)
+    config = configuration.load(with_arguments(arguments.config, "methods=dsm"))
     run = carry_out(config, out / "run", ("labels",))
     begin = run.score_step("dsm")
     jax.block_until_ready(begin.step(begin.state, begin.batch(0), begin.key))

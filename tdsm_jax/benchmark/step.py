@@ -68,8 +68,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def prepared(arguments: argparse.Namespace) -> Iterator[Run]:
     """Yields a run with classifiers for each number of classes, or the finished one of --workdir."""
-    path, _, given = with_arguments(arguments.config, "methods=dsm").partition(":")
-    config = configuration.load_module(pathlib.Path(path)).get_config(given)
+    config = configuration.load(with_arguments(arguments.config, "methods=dsm"))
     config.compute.steps_a_call = 1
     config.transition.estimator = "known"
     if arguments.workdir:

@@ -25,9 +25,10 @@ from tdsm_jax.benchmark.cells import carry_out
 from tdsm_jax.benchmark.timing import compiling_afresh, described
 from tdsm_jax.benchmark.torch_process import TorchProcess, Variant, check_python
 from tdsm_jax.benchmark.torch_timing import COMPILED, EAGER, JAX, JaxTasks, about, measure, table
+from tdsm_jax.config import CONFIGS
 from tdsm_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "Config of network and data.")
+_CONFIG = config_flags.DEFINE_config_file("config", str(CONFIGS / "digits.py"), "Config of network and data.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the classifier, of what is handed over and of torch.json.")
 _DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "cuda"], "Where both compute.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the score network.")

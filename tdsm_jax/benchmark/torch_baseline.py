@@ -295,12 +295,13 @@ def main(folder: pathlib.Path) -> None:
         request = json.loads(line)
         kind = request.pop("kind")
         with tf32(kind != "outputs"):
+            answer: Any = None
             if kind == "outputs":
-                answer = baseline.write_outputs()
+                baseline.write_outputs()
             elif kind == "about":
                 answer = about(baseline.settings)
             else:
-                answer = {"warm": baseline.warm, "time": baseline.time}[kind](**request)
+                answer = (baseline.warm if kind == "warm" else baseline.time)(**request)
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from tdsm_jax import config as configuration
 from tdsm_jax import files, pipeline
@@ -113,8 +113,7 @@ def read_classes(text: str) -> list[int]:
 
 def config_of(arguments: argparse.Namespace, K: int) -> FrozenConfigDict:
     """Returns the config as it is compiled: made-up images of K classes, the network as the command line says."""
-    path, _, given = arguments.config.partition(":")
-    config: ConfigDict = configuration.load_module(pathlib.Path(path)).get_config(given)
+    config = configuration.load(arguments.config)
     config.methods = ("dsm", "tdsm_floor")
     config.transition.estimator = "known"
     config.network.dtype = arguments.dtype

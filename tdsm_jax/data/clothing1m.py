@@ -119,7 +119,7 @@ def _lines(path: paths.Path) -> list[str]:
 
 
 def _labels(path: paths.Path, num_classes: int) -> dict[str, int]:
-    labels = {}
+    labels: dict[str, int] = {}
     for number, line in enumerate(_lines(path), start=1):
         name, _, label = line.rpartition(" ")
         if not name or not label.isdecimal() or int(label) >= num_classes:

@@ -9,7 +9,8 @@ import os
 import pathlib
 import re
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def _called(name: str) -> str:
     return f"column {name!r}" if name else "the list of labels"
 
 
-def _reader(path: str | os.PathLike, readers: dict):
+def _reader(path: str | os.PathLike, readers: dict) -> Callable[..., Any]:
     suffix = pathlib.Path(path).suffix.lower()
     if suffix not in readers:
         raise UserError(f"{path}: {suffix or 'a file without suffix'} is not read here; give {', '.join(readers)}")

@@ -57,7 +57,7 @@ def read_human(
         for index, features in original.examples[split]():
             if split == "train":
                 said = {field: int(labels[index]) for field, labels in given.items()}
-                numbers = workers[index // stored.group]
+                numbers = workers[int(index) // stored.group]
             else:  # nobody was asked
                 said, numbers = dict.fromkeys(stored.fields, -1), [-1.0] * len(stored.workers)
             told = zip(stored.workers, numbers, strict=True)

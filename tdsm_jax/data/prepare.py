@@ -160,7 +160,7 @@ def _builder(dataset: str, out: str | os.PathLike) -> Any:
     from tensorflow_datasets.core import registered as registry
 
     name, _, config = dataset.partition("/")
-    base = tfds.builder_cls(name)
+    base: Any = tfds.builder_cls(name)
     with registry.skip_registration():
 
         class Builder(base):  # every builder needs a name, and its module is written to the metadata

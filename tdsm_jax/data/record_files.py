@@ -58,7 +58,8 @@ class TfrecordFile:
 
     def _scan(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the contents start and how long they are, int64 [N] each."""
-        size, position, starts, headers = paths.size(self._path), 0, [], []
+        size, position, headers = paths.size(self._path), 0, []
+        starts: list[int] = []
         with files.open_parts(self._path) as file:
             while position < size:
                 header = file.read(_HEADER)

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 from absl import logging
@@ -121,7 +121,7 @@ def _threads() -> ThreadPoolExecutor:
 Images = np.ndarray | Streamed
 
 
-def is_streamed(images: Images) -> bool:
+def is_streamed(images: Images) -> TypeGuard[Streamed]:
     """Says whether images are decoded when they are asked for."""
     return isinstance(images, Streamed)
 
@@ -179,7 +179,7 @@ def readable(reader: Reader, label: str) -> np.ndarray:
             return str(error)
         return ""
 
-    found = []
+    found: list[str] = []
     with tqdm(total=len(reader), desc=f"check {label}", unit=" images", disable=None, delay=2) as progress:
         for start in range(0, len(reader), BLOCK):  # not all at once: each image that waits for its turn takes 2 kB
             found += _threads().map(complaint, range(start, min(start + BLOCK, len(reader))))

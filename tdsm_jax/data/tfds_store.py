@@ -171,8 +171,9 @@ class Split:
         stored = features["id"].bytes_list.value
         match = _ID.fullmatch(stored[0]) if len(stored) == 1 else None
         if match is None or match[1].decode() != self.split or int(match[2]) >= len(self):
+            given = bytes(stored[0]) if stored else None
             raise UserError(
-                f"{self.directory}: record {number} of {self.split} has the id {bytes(stored[0]) if stored else None}, "
+                f"{self.directory}: record {number} of {self.split} has the id {given!r}, "
                 f"not one from {self.split}_00000 to {self.split}_{len(self) - 1:05d}; prepare the dataset again"
             )
         return int(match[2])

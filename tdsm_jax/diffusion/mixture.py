@@ -186,7 +186,7 @@ def _packed(
     index = jnp.nonzero(weights, size=passes * size, fill_value=0)[0].reshape(passes, size)
     used = (jnp.arange(passes * size) < count).reshape(passes, size)
 
-    def add_pass(number: jax.Array, M: jax.Array) -> jax.Array:
+    def add_pass(number: jax.Array | int, M: jax.Array) -> jax.Array:
         chosen, row = index[number], index[number] // E
         D = denoise(x_t[row], sigma[row], classes[chosen], *(values[row] for values in extra))
         weight = jnp.where(used[number], weights[chosen], 0.0)

@@ -6,6 +6,7 @@ All share one interface. `sigma_min` and `sigma_max` bound the noise levels of s
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +136,7 @@ def per_example(scale: jax.Array, like: jax.Array) -> jax.Array:
     return scale.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def make_denoiser(process: Process, network: Callable[..., jax.Array]) -> Denoise:
+def make_denoiser(process: Process, network: Callable[..., Any]) -> Denoise:
     """Wraps a raw network F(x_in, c_noise, label) into D(x, sigma, label) = c_skip x + c_out F (EDM eq. 7).
 
     Shapes: x [B,H,W,C], sigma [B], label int [B] (num_classes = null label), augment_label [B,A] or None ->

@@ -79,7 +79,7 @@ class _Axis:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
-def _in_range(values: Sequence[float]) -> np.ndarray:
+def _in_range(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Returns `values` [n] where the tick arithmetic can neither overflow nor underflow: too large is NaN."""
     values = np.array(values, float).ravel()
     values[np.abs(values) < 1e-90] = 0.0
@@ -87,7 +87,9 @@ def _in_range(values: Sequence[float]) -> np.ndarray:
     return values
 
 
-def _plottable(x: Sequence[float], y: Sequence[float], log_x: bool, log_y: bool) -> np.ndarray:
+def _plottable(
+    x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, log_x: bool, log_y: bool
+) -> np.ndarray:
     """Returns the points [n, 2] without NaN, infinite and, on a log axis, non-positive ones."""
     points = np.stack([_in_range(x), _in_range(y)], axis=1)
     kept = np.isfinite(points).all(axis=1)
@@ -129,7 +131,9 @@ def _curve(index: int, name: str, points: np.ndarray, x_axis: _Axis, y_axis: _Ax
     path = "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
     marked = np.unique(np.linspace(0, len(points) - 1, min(len(points), _MOST_MARKED_POINTS)).round().astype(int))
     markers = (
-        svg.marker(index, *places[i], f"{name}: {short_number(points[i, 0])}, {short_number(points[i, 1])}")
+        svg.marker(
+            index, places[i][0], places[i][1], f"{name}: {short_number(points[i, 0])}, {short_number(points[i, 1])}"
+        )
         for i in marked
     )
     return f'<path d="M{path}" style="fill:none;{svg.stroke(index)}"/>' + "".join(markers)
@@ -154,7 +158,7 @@ def _y_axis(axis: _Axis, left: float, right: float, label: str) -> str:
 
 
 def line_chart(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    series: Mapping[str, tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]],
     *,
     x_label: str,
     y_label: str,
@@ -176,8 +180,8 @@ def line_chart(
     references = {
         name: value for name, value in (references or {}).items() if _plottable([1.0], [value], log_x, log_y).size
     }
-    styles = dict(zip(points, styles or range(len(points)), strict=True))
-    samples = {name: functools.partial(_line_sample, styles[name]) for name in points}
+    style_of = dict(zip(points, styles or range(len(points)), strict=True))
+    samples = {name: functools.partial(_line_sample, style_of[name]) for name in points}
     legend, top = _legend(samples | dict.fromkeys(references, _reference_sample), 12)
     top, bottom, left, right = top + 24, top + 224, 48, svg.WIDTH - 12
     every = np.concatenate([np.zeros((0, 2)), *points.values()])
@@ -187,7 +191,7 @@ def line_chart(
     body = [legend, _y_axis(y_axis, left, right, y_label), _x_axis(x_axis, bottom, bottom + 4, x_label)]
     for value in references.values():
         body.append(svg.rule(left, y_axis.place(value), right, y_axis.place(value), svg.REFERENCE))
-    body += [_curve(styles[name], name, p, x_axis, y_axis) for name, p in points.items() if p.size]
+    body += [_curve(style_of[name], name, p, x_axis, y_axis) for name, p in points.items() if p.size]
     if not every.size:
         body.append(svg.text((left + right) / 2, (top + bottom) / 2, "nothing recorded", "middle"))
     return svg.drawing(bottom + 48, f"Line chart of {y_label} against {x_label}: {', '.join(points)}", "".join(body))
@@ -206,8 +210,8 @@ def dot_plot(
     numbers of the series' colours and markers, by default 0, 1, 2 and so on.
     """
     values = {name: _in_range(v) for name, v in series.items()}
-    styles = dict(zip(values, styles or range(len(values)), strict=True))
-    legend, top = _legend({name: functools.partial(_marker_sample, styles[name]) for name in values}, 12)
+    style_of = dict(zip(values, styles or range(len(values)), strict=True))
+    legend, top = _legend({name: functools.partial(_marker_sample, style_of[name]) for name in values}, 12)
     left, bottom = 16 + 7 * max([4, *(len(svg.shorten(n, 14)) for n in names)]), top + 8 + 22 * len(names)
     every = np.concatenate([np.zeros(0), *values.values()])
     axis = _Axis.spanning(every[np.isfinite(every)], left + 8, svg.WIDTH - 16, log=False, padding=0.03)
@@ -220,7 +224,7 @@ def dot_plot(
             ends = axis.place(min(finite.values())), axis.place(max(finite.values()))
             body.append(svg.rule(ends[0], y, ends[1], y, f"stroke:{svg.LINE};stroke-width:7;stroke-linecap:round"))
         body += [
-            svg.marker(styles[series], axis.place(v), y, f"{name}, {series}: {short_number(v)}")
+            svg.marker(style_of[series], axis.place(v), y, f"{name}, {series}: {short_number(v)}")
             for series, v in finite.items()
         ]
     label = f"Dot plot of {x_label} for each of {len(names)} classes: {', '.join(values)}"

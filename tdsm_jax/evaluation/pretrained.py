@@ -138,7 +138,7 @@ def preprocess(images: np.ndarray, to: Preprocessing) -> np.ndarray:
     squares = images[:, top : top + edge, left : left + edge]
     if squares.shape[-1] == 1:
         squares = squares.repeat(3, axis=-1)
-    resized = np.stack(
+    resized: np.ndarray = np.stack(
         [Image.fromarray(square).resize((to.side, to.side), Image.Resampling.BICUBIC) for square in squares]
     )
     return ((resized * np.float32(to.factor) - to.mean) / to.std).transpose(0, 3, 1, 2).astype(np.float32, order="C")

@@ -6,7 +6,7 @@ The list holds what EDM's snapshots and `torch.save` name. None of it is the cla
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -169,7 +169,7 @@ def _encoded(budget: Budget, text: str, encoding: str) -> memoryview:
     return memoryview(text.encode("latin1"))
 
 
-def _set(budget: Budget, items: list[Any] = ()) -> set[Any]:
+def _set(budget: Budget, items: Sequence[Any] = ()) -> set[Any]:
     budget.spend_instructions(len(items) + HEAVY)
     return set(checked_keys(items))
 

@@ -80,7 +80,16 @@ def rebuild_tensor(
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
 
 
-def rebuild_tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None) -> np.ndarray:
+def rebuild_tensor_v3(
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any,
+    hooks: Any,
+    dtype: Any,
+    metadata: Any = None,
+) -> np.ndarray:
     """As `rebuild_tensor`, over the bytes of a storage whose type does not tell the `dtype`."""
     if not isinstance(storage, np.ndarray) or storage.dtype != np.uint8 or not isinstance(dtype, np.dtype):
         raise Unreadable("a tensor has neither an untyped storage nor a dtype")

@@ -123,7 +123,9 @@ ACTIVE = {"nce": nce, "nfl": nfl}
 PASSIVE = {"mae": mae, "rce": rce}
 
 
-def _active_passive(logits, y, *, active: Loss, passive: Loss, a: float = 1.0, b: float = 1.0) -> jax.Array:
+def _active_passive(
+    logits: jax.Array, y: jax.Array, *, active: Loss, passive: Loss, a: float = 1.0, b: float = 1.0
+) -> jax.Array:
     """a active + b passive: one raises p_y, the other lowers all else (Ma et al. 2020)."""
     return a * active(logits, y) + b * passive(logits, y)
 

@@ -5,6 +5,7 @@ All as configured by Karras et al. 2022; what tells them apart is a `Style`.
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -85,7 +86,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         B, H, W, C = x.shape
         style, heads = self.style, self.heads
-        conv = {"size": 1, "init_kind": style.init, "dtype": self.dtype}
+        conv: dict[str, Any] = {"size": 1, "init_kind": style.init, "dtype": self.dtype}
         normed = group_norm(C, style.norm_eps, self.dtype, "norm2")(x)
         qkv = Conv(3 * C, init_scale=style.attention_scale, **conv, name="qkv")(normed)
         # Channels come interleaved as (head, c, q/k/v), the layout of EDM's weights.
@@ -114,7 +115,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         style, C = self.style, self.features
-        conv = {"init_kind": style.init, "dtype": self.dtype}
+        conv: dict[str, Any] = {"init_kind": style.init, "dtype": self.dtype}
         moved = {"up": self.up, "down": self.down, "taps": style.taps, **conv}
         branch = nn.silu(group_norm(x.shape[-1], style.norm_eps, self.dtype, "norm0")(x))
         branch = Conv(C, **moved, name="conv0")(branch)
@@ -176,12 +177,17 @@ class UNet(nn.Module):
         def block(name: str, x: jax.Array, features: int, **kind: bool) -> jax.Array:
             nonlocal layer
             layer += 1
-            common = {"dropout_rate": self.dropout_rate, "layer": layer, "dtype": self.dtype, "name": name}
+            common: dict[str, Any] = {
+                "dropout_rate": self.dropout_rate,
+                "layer": layer,
+                "dtype": self.dtype,
+                "name": name,
+            }
             kind_of_block = nn.remat(Block) if self.remat else Block
             made = kind_of_block(features, style, **kind, **common, attention=self.attention)
             return made(x, embedding, dropout_keys)
 
-        conv = {"init_kind": style.init, "dtype": self.dtype}
+        conv: dict[str, Any] = {"init_kind": style.init, "dtype": self.dtype}
         image, resolution = x, x.shape[1]
         skips, levels = [], []
         for level, multiplier in enumerate(self.multipliers):
@@ -194,7 +200,7 @@ class UNet(nn.Module):
             else:
                 x = block(f"enc_{size}_down", x, x.shape[-1], down=True)
                 if style.residual_encoder:
-                    shrink = {"down": True, "fused": True, "taps": style.taps}
+                    shrink: dict[str, Any] = {"down": True, "fused": True, "taps": style.taps}
                     residual = Conv(x.shape[-1], **shrink, **conv, name=f"enc_{size}_aux_residual")(residual)
                     x = residual = (x + residual) * style.skip_scale
             skips.append(x)

@@ -5,7 +5,6 @@ held against the cell's recipe.
 """
 
 import functools
-import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from tdsm_jax.evaluation.report_words import flat
 from tdsm_jax.evaluation.table import grid, spread
 from tdsm_jax.paper.cells import CELLS, FOLLOW_UPS, METHODS, METRICS, PUBLISHED, Cell, Published, sources
 
-RECIPES = pathlib.Path(__file__).parents[2] / "configs" / "paper.py"
 _MADE_UP = "synthetic"  # the source of a smoke run's images
 # What differs between runs of one recipe: the seed, where the data lie, how many samples are made or shown at a time.
 _FREE = re.compile(
@@ -130,7 +128,8 @@ def vouched(workdir: paths.Path) -> dict[str, Any]:
 
 def recorded_config(manifests: Mapping[str, Any]) -> dict[str, Any]:
     """Returns {dotted key: value} of all that the units of a run read."""
-    config, given = {}, set()
+    config: dict[str, Any] = {}
+    given = set()
     for name, manifest in manifests.items():
         values = manifest["values"]
         config |= {key: value for key, value in values.items() if " " not in key}
@@ -188,7 +187,7 @@ def other_labels(recorded: Mapping[str, Any], workdir: paths.Path) -> tuple[str,
 @functools.cache
 def recipe_of(cell: Cell) -> dict[str, Any]:
     """Returns {dotted key: JSON value} of a cell's recipe."""
-    config = configuration.load_module(RECIPES).get_config(f"cell={cell.name}")
+    config = configuration.load(f"paper:cell={cell.name}")
     return configuration.flatten(configuration.resolved(config))
 
 
@@ -197,7 +196,8 @@ def markdown(found: Sequence[Finished], hidden: int = 0) -> str:
 
     What differs from the recipes is listed below, as are the sources; `hidden` runs on made-up images are counted.
     """
-    rows, notes = [], []
+    rows: list[Sequence[str]] = []
+    notes: list[str] = []
     for cell in CELLS.values():
         groups = sorted({(one.made_up, one.differs) for one in found if one.cell == cell})
         for made_up, differs in groups or [(False, ())]:

@@ -1,6 +1,7 @@
 """What a run tells while it runs: metrics for machines, progress for people."""
 
 import json
+import os
 import pathlib
 import sys
 import time
@@ -68,8 +69,8 @@ def read_metrics(directory: str | pathlib.Path) -> list[dict[str, float]]:
 class Progress:
     """Context manager that shows steps done, images/s and the time left.
 
-    On a terminal it is a bar; elsewhere (log files, CI) a plain line at most every 30 seconds and one at the
-    end. Among several hosts the one that writes shows it.
+    On a terminal it is a bar; elsewhere (log files, wherever $CI is set) a plain line at most every 30 seconds and
+    one at the end. Among several hosts the one that writes shows it.
 
     Args:
       label: what is going on, in a word.
@@ -88,7 +89,8 @@ class Progress:
         stream: TextIO | None = None,
     ):
         stream = sys.stderr if stream is None else stream
-        display = _Silent if not hosts.is_writer() else _Bar if stream.isatty() else _PlainLines
+        terminal = stream.isatty() and not os.environ.get("CI")  # some CI services give a terminal and keep a log
+        display = _Silent if not hosts.is_writer() else _Bar if terminal else _PlainLines
         self._display = display(label, total_steps, images_per_step, initial_step, stream)
 
     def __enter__(self) -> Self:
@@ -124,9 +126,10 @@ class _Bar:
         self._bar = tqdm.tqdm(desc=label, total=total, initial=initial, unit="step", file=stream, dynamic_ncols=True)
 
     def update(self, steps: int, shown: dict[str, float]) -> None:
+        rate: dict[str, str] = {}
         if steps_per_second := self._bar.format_dict["rate"]:
-            shown = {"images/s": _format_rate(steps_per_second * self._images_per_step)} | shown
-        self._bar.set_postfix(shown, refresh=False)
+            rate = {"images/s": _format_rate(steps_per_second * self._images_per_step)}
+        self._bar.set_postfix(rate | shown, refresh=False)
         self._bar.update(steps)
 
     def close(self) -> None:

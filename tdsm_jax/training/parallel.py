@@ -104,7 +104,7 @@ def compiled(step: Callable, mesh: DataMesh, steps: int = 1) -> Callable:
     if mesh.backend == "pmap":
         rows = 0 if steps == 1 else 1
         devices = list(mesh.devices.devices)
-        kwargs = {"in_axes": (None, rows, None, None), "out_axes": (None, None), "donate_argnums": 0}
+        kwargs: dict[str, Any] = {"in_axes": (None, rows, None, None), "out_axes": (None, None), "donate_argnums": 0}
         return jax.pmap(per_device, axis_name=AXIS, devices=devices, **kwargs)
     everywhere, split = PartitionSpec(), batch_spec(steps)
     mapped = jax.shard_map(
