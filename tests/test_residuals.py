@@ -140,9 +140,9 @@ def tdsm_loss(params, residual, own_gradient):
 
     still = jax.lax.stop_gradient(params)
     frozen = (lambda *at: denoise(still, *at)) if own_gradient else None
-    return score_matching(
-        EDM(), lambda *at: denoise(params, *at), frozen, x0, x_t, sigma, slots, residual=residual
-    )[0].mean()
+    return score_matching(EDM(), lambda *at: denoise(params, *at), frozen, x0, x_t, sigma, slots, residual=residual)[
+        0
+    ].mean()
 
 
 @pytest.mark.parametrize("own_gradient", [True, False])

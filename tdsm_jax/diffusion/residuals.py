@@ -1,6 +1,6 @@
 """What a residual costs: its square, or scheduled pseudo-Huber, on which images that do not belong pull less.
 
-Khrapov et al. 2024 (arXiv:2403.16728) train diffusion models with the pseudo-Huber loss of the network's residual, whose
+Khrapov et al. 2024 (arXiv:2403.16728) train diffusion models with the pseudo-Huber loss of the network's residual; its
 delta depends on the noise level. Here the residual is r = (D - x0) / c_out, the error of the raw network under every
 process, whose target has about unit variance; the published time t/T becomes the share of training noise levels below
 sigma, so that a schedule spends its range where training spends its examples.

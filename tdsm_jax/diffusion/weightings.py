@@ -1,8 +1,8 @@
 """How much each noise level counts: weights on ||D - x0||^2, whatever parametrisation they were published for.
 
-With x_t = x0 + sigma n the signal-to-noise ratio of a level is SNR = 1/sigma^2 (that of a variance preserving process at
-the level that sigma stands for), and ||eps_theta - eps||^2 = SNR ||D - x0||^2: a weight v on the error of predicted noise
-is the weight v SNR here.
+With x_t = x0 + sigma n the signal-to-noise ratio of a level is SNR = 1/sigma^2 (that of a variance preserving process
+at the level that sigma stands for), and ||eps_theta - eps||^2 = SNR ||D - x0||^2: a weight v on the error of predicted
+noise is the weight v SNR here.
 """
 
 from collections.abc import Callable

@@ -47,7 +47,7 @@ def clip_by_percentile(percentile: float, window: int) -> optax.GradientTransfor
         return NormHistory(jnp.full(window, jnp.nan, jnp.float32), jnp.zeros((), jnp.int32))
 
     def update(gradient: optax.Updates, state: NormHistory, params: optax.Params | None = None):
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         norms = state.norms.at[state.count % window].set(norm)
         most = jnp.nanpercentile(norms, percentile)
         scale = jnp.minimum(1.0, most / jnp.maximum(norm, 1e-30))
