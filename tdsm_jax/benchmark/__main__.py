@@ -19,6 +19,7 @@ COMMANDS = (
     "stress",
     "estimators",
     "label_noise",
+    "corrupted_images",
     "reading",
     "soak",
 )
@@ -29,7 +30,7 @@ def listing() -> str:
     lines = []
     for name in COMMANDS:
         source = pathlib.Path(__file__).with_name(f"{name}.py").read_text()
-        lines.append(f"  {name:<12} {ast.get_docstring(ast.parse(source)).splitlines()[0]}")
+        lines.append(f"  {name:<16} {ast.get_docstring(ast.parse(source)).splitlines()[0]}")
     return "\n".join(lines)
 
 
