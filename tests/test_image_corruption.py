@@ -7,10 +7,11 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from tdsm_jax import config as configuration
-from tdsm_jax import files, image_stages, pipeline, plan
+from tdsm_jax import files, image_stages, pipeline, plan, results
 from tdsm_jax.data.dataset import images_hash, to_float
 from tdsm_jax.data.image_corruption import CORRUPTIONS, ImageNoise, corrupted
 from tdsm_jax.errors import UserError
+from tdsm_jax.evaluation import report_words
 from tdsm_jax.run import Run
 from tdsm_jax.validation import validate
 
@@ -119,6 +120,16 @@ def test_the_record_says_which_images_and_is_checked(tmp_path):
     with pytest.raises(UserError, match="records other corrupted images"):
         _ = make_run(tmp_path, **NOISE).training_images
     _ = make_run(tmp_path, **NOISE | {"rate": 0.2}).training_images  # a record of another config is not its matter
+
+
+def test_the_report_says_who_does_not_see_them(tmp_path):
+    run = make_run(tmp_path, **NOISE)
+    image_stages.make_images(run)
+    said = results.corrupted_images(run)
+    share = run.image_noise[1].mean()
+    assert said.startswith(f"{share:.1%} of the training images are corrupted: crops of photographs in their place.")
+    assert "Method clean, the ceiling, trains on the images as they were" in said
+    assert set(report_words.IMAGE_NOISE) == set(CORRUPTIONS)
 
 
 def test_units_that_train_are_made_again_and_the_others_are_not(tmp_path):

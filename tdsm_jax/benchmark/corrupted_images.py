@@ -184,7 +184,7 @@ class Detector:
 
     def __init__(self, run: Run, kind: str):
         self.run, self.kind = run, kind
-        self.clean, self.bad = (self.features(images) for images in (run.train_set.images, self.fresh(0)))
+        self.clean, self.bad = judge_stages.reference_features(run, "judge"), self.features(self.fresh(0))
 
     def fresh(self, number: int) -> np.ndarray:
         images, severity = self.run.train_set.images, self.run.config.image_noise.severity

@@ -20,7 +20,15 @@ from tdsm_jax.labels.weights import WEIGHTS, WeightTable
 from tdsm_jax.networks.unet import UNet
 from tdsm_jax.training.cross_fit import CrossFitted, Weigher, cross_fitted_logits
 from tdsm_jax.training.parallel import AXIS
-from tdsm_jax.training.state import Optimisation, TrainState, accumulated, example_keys, normal_like, update
+from tdsm_jax.training.state import (
+    Optimisation,
+    TrainState,
+    accumulated,
+    example_keys,
+    normal_like,
+    params_aside,
+    update,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +40,8 @@ class Objective:
     of examples without a label: they train the null label, or class 0 (as published) if `dropped_to_class_0`.
     `draws_labels` trains labels drawn from p(y | x0, y_tilde) in place of the given ones (posterior-sampled DSM).
     `augment` is the probability of each augmentation, 0 for images as they are. `residual` says what M - x0 costs and
-    `weighting`, of `weightings.WEIGHTINGS`, how much each noise level counts; "uncertainty" learns it in `state.aside`.
+    `weighting`, of `weightings.WEIGHTINGS`, how much each noise level counts; "uncertainty" learns it
+    from parameters of its own, in a `StateWithAside`.
     """
 
     rule: str
@@ -111,7 +120,7 @@ def make_step(
                 loss = balanced(uncertainty, loss, noised.sigma)
             return loss.mean(), metrics
 
-        both = state.params, None if state.aside is None else state.aside.params
+        both = state.params, params_aside(state)
         (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(both)
         return gradients, metrics | {"loss": loss}
 

@@ -22,16 +22,12 @@ Params = Any  # a pytree of float32 arrays
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a resumed run needs: step int32 [], parameters, their average, optimiser state.
-
-    `aside` holds parameters that are trained along and thrown away in the end, no part of a model; None without any.
-    """
+    """Everything that a resumed run needs: step int32 [], parameters, their average, optimiser state."""
 
     step: jax.Array
     params: Params
     ema_params: Params
     opt_state: optax.OptState
-    aside: "Aside | None" = None
 
 
 class Aside(NamedTuple):
@@ -39,6 +35,14 @@ class Aside(NamedTuple):
 
     params: Params
     opt_state: optax.OptState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StateWithAside(TrainState):
+    """A state with parameters that are trained along and thrown away in the end, no part of the model."""
+
+    aside: Aside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +112,16 @@ def initial_state(params: Params, optimisation: Optimisation, aside: Params | No
     """Returns the state before the first update; the average starts at the parameters themselves."""
     average = jax.tree.map(jnp.copy, params)  # a copy: the step donates both
     opt_state = optimisation.transformation().init(params)
-    beside = None if aside is None else Aside(aside, _of_aside(optimisation).init(aside))
-    return TrainState(jnp.zeros((), jnp.int32), params, average, opt_state, beside)
+    state = TrainState(jnp.zeros((), jnp.int32), params, average, opt_state)
+    if aside is None:
+        return state
+    beside = Aside(aside, _of_aside(optimisation).init(aside))
+    return StateWithAside(state.step, state.params, state.ema_params, state.opt_state, beside)
+
+
+def params_aside(state: TrainState) -> Params | None:
+    """Returns the parameters trained along, None where there are none."""
+    return state.aside.params if isinstance(state, StateWithAside) else None
 
 
 def _of_aside(optimisation: Optimisation) -> optax.GradientTransformation:
@@ -126,11 +138,11 @@ def update(
     params = optax.apply_updates(state.params, trained(change))  # again: weight decay knows no collections
     decay = optimisation.ema_decay(state.step)
     ema_params = jax.tree.map(lambda average, new: new + decay * (average - new), state.ema_params, params)
-    aside = state.aside
-    if aside is not None:
-        move, aside_state = _of_aside(optimisation).update(aside_gradient, aside.opt_state, aside.params)
-        aside = Aside(optax.apply_updates(aside.params, move), aside_state)
-    return TrainState(state.step + 1, params, ema_params, opt_state, aside)
+    new = {"step": state.step + 1, "params": params, "ema_params": ema_params, "opt_state": opt_state}
+    if isinstance(state, StateWithAside):
+        move, aside_state = _of_aside(optimisation).update(aside_gradient, state.aside.opt_state, state.aside.params)
+        new["aside"] = Aside(optax.apply_updates(state.aside.params, move), aside_state)
+    return dataclasses.replace(state, **new)
 
 
 def accumulated(gradient_of: Callable[[dict], tuple[Params, dict]], batch: dict, parts: int) -> tuple[Params, dict]:
