@@ -55,6 +55,12 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "column": "",  # of a table: which column; human: aggre_label, worse_label, noisy_label, ...
                 "order_path": "",  # human: image_order_c10.npy where the file is in TFDS's order
             },
+            "image_noise": {  # training images that are wrong, labels kept; test images and references are never
+                # off; off_topic_symbols, off_topic_photos: other images in their place; occlusion, salt_pepper
+                "kind": "off",
+                "rate": 0.3,  # share of the training images, each by chance; method clean sees none of them
+                "severity": 0.3,  # occlusion, salt_pepper: share of the pixels of such an image
+            },
             "transition": {
                 # known: the matrix the labels were drawn from; file: that of `path`; volmin: learnt with the
                 # classifiers; estimated before them (labels/estimators.py): counts, anchor, dualt, confident_joint,
@@ -146,6 +152,14 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
             "score": {
                 "label_dropout": 0.1,  # share of examples that train the null label
                 "augment": 0.0,  # probability of each augmentation, told to the network; 0.12 is EDM's
+                # what noise levels count (diffusion/weightings.py): edm (the process's own weight), p2, debiased,
+                # min_snr; uncertainty: learnt, so that all count the same
+                "weighting": "edm",
+                # what D - x0 costs (diffusion/residuals.py): squared; pseudo-Huber, for corrupted images: huber,
+                # huber_exponential, huber_reversed, huber_snr
+                "residual": "squared",
+                "huber_delta": 0.1,  # huber*: the (smallest) delta, in units of the network's output, of variance 1
+                "huber_form": "element",  # huber*: pixels are bounded (published); example: images, which keeps means
                 "steps": 1200,
                 "batch_size": 128,
                 "learning_rate": 1e-3,
@@ -154,6 +168,9 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "ema_ramp": 0.05,
                 "weight_decay": 0.0,
                 "clip_norm": 0.0,  # 0: off
+                "optimiser": "adam",  # with decoupled weight decay; adabelief, adopt
+                "clip_percentile": 0.0,  # of the norms of the last clip_window gradients, this one too; 0: off
+                "clip_window": 128,
                 "decay_images": (),  # from these on, the learning rate is multiplied by
                 "decay_factors": (),  # these, not cumulatively
             },

@@ -102,7 +102,7 @@ def clean_evidence(run: Run) -> dict[str, np.ndarray]:
 
 def pixels(run: Run) -> np.ndarray | None:
     """Returns the training images as features [N,D]; of streamed ones None, unless neighbours are sought in them."""
-    images, config = run.train_set.images, run.config.transition
+    images, config = run.training_images, run.config.transition
     sought = "features" in ESTIMATORS[config.estimator].needs and config.features == "pixels"
     if stream.is_streamed(images) and not sought:
         return None
@@ -124,7 +124,7 @@ def out_of_fold(run: Run, fitted: Sequence[Fitted]) -> tuple[np.ndarray, np.ndar
     def rows_of(f: int, index: np.ndarray) -> dict[str, np.ndarray]:
         return {"x0": to_float(images[f][index])}
 
-    images = [stream.part_of(run.train_set.images, run.fold == f) for f in range(len(fitted))]
+    images = [stream.part_of(run.training_images, run.fold == f) for f in range(len(fitted))]
     size = run.config.classifier.batch_size
     seen = [
         in_batches(functools.partial(look, one), functools.partial(rows_of, f), run.mesh, len(images[f]), size)

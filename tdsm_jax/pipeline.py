@@ -18,7 +18,7 @@ from tdsm_jax import config as configuration
 from tdsm_jax.errors import UserError, did_you_mean
 
 STAGES = (
-    "labels", "noisy_classifier", "estimate", "classifier", "transition", "posterior",
+    "images", "labels", "noisy_classifier", "estimate", "classifier", "transition", "posterior",
     "refine", "score", "sample", "judge", "references", "measure", "fit", "report",
 )  # fmt: skip
 

@@ -8,7 +8,17 @@ from types import MappingProxyType
 from typing import Any
 
 from tdsm_jax import config as configuration
-from tdsm_jax import files, judge_stages, label_stages, model_stages, paths, refinement, results, robust_losses
+from tdsm_jax import (
+    files,
+    image_stages,
+    judge_stages,
+    label_stages,
+    model_stages,
+    paths,
+    refinement,
+    results,
+    robust_losses,
+)
 from tdsm_jax.data.label_files import GIVEN
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.estimators import ESTIMATORS
@@ -50,21 +60,34 @@ def units(run: Run) -> list[Unit]:
 
 def _label_units(run: Run) -> list[Unit]:
     labels = ("seed", "data", "label_noise", "sampling.grid_rows", "sampling.grid_columns")
+    seen = _corrupted(run)
     units = [
+        *_image_units(run),
         _unit(
             run, "labels", label_stages.make_labels, labels, (), ("labels.json", "labels.png"), inputs=run.label_inputs
-        )
+        ),
     ]
     if run.reads_noisy_posterior:
         makes = ("noisy_classifier", "noisy_posterior.npz")
         reads = ("classifier", "stress.share")
-        units.append(_unit(run, "noisy_classifier", label_stages.fit_noisy_classifier, reads, ("labels",), makes))
+        units.append(_unit(run, "noisy_classifier", label_stages.fit_noisy_classifier, reads, ("labels", *seen), makes))
     if run.config.transition.estimator in ESTIMATORS:
-        needs = ("noisy_classifier",) if run.reads_noisy_posterior else ("labels",)
+        needs = ("noisy_classifier",) if run.reads_noisy_posterior else ("labels", *seen)
         units.append(
             _unit(run, "estimate", label_stages.estimate_transition, _ESTIMATE_READS, needs, ("estimate.json",))
         )
     return [*units, *_weight_units(run, units[-1].name)]
+
+
+def _corrupted(run: Run) -> tuple[str, ...]:
+    """The unit that what is trained on corrupted images needs, if the config asks for any."""
+    return () if run.config.image_noise.kind == "off" else ("images",)
+
+
+def _image_units(run: Run) -> list[Unit]:
+    reads = ("seed", "data", "image_noise", "sampling.grid_rows", "sampling.grid_columns")
+    made = ("image_noise.json", "image_noise.png")
+    return [_unit(run, name, image_stages.make_images, reads, (), made) for name in _corrupted(run)]
 
 
 def _weight_units(run: Run, needed: str) -> list[Unit]:
@@ -74,10 +97,11 @@ def _weight_units(run: Run, needed: str) -> list[Unit]:
     names = (name for f in range(run.config.classifier.folds) for name in run.classifier_files(f))
     named = {**_given(run.config.classifier.init_from), **_given(run.config.generated)}
     makes, given = ("classifier", *names), {**named, **run.matrix_inputs}
+    before = (needed, *_corrupted(run))
     reads = ("transition.condition_limit", "transition.prior", "stress.logit_noise")
     table = ("weight_table.npz", "transition.json")
     units = [
-        _unit(run, "classifier", label_stages.fit_classifier, fits + learns, (needed,), makes, inputs=given),
+        _unit(run, "classifier", label_stages.fit_classifier, fits + learns, before, makes, inputs=given),
         _unit(run, "transition", label_stages.make_weight_table, reads, ("classifier",), table),
     ]
     if any(map(reads_posterior, run.config.methods)):
@@ -94,7 +118,7 @@ def _model_units(run: Run, method: str) -> list[Unit]:
         reads = ("seed", "sampling")
         return [_unit(run, sampled, model_stages.sample, reads, (), pictures, method, inputs=initial, scratch=parts)]
     reads = ("seed", "data", "network", "process", "score")
-    needs = () if method == "clean" else ("labels",)
+    needs = () if method == "clean" else ("labels", *_corrupted(run))
     if reads_table(method):
         reads, needs = (*reads, "mixture"), (*needs, "transition")
     if reads_posterior(method):

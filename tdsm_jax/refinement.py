@@ -46,7 +46,7 @@ def log_evidence(run: Run) -> np.ndarray:
         for start in range(0, N, size):
             hosts.stop_if_asked()
             index = (start + run.mesh.rows(size)) % N  # the last batch is filled up
-            images = to_float(run.train_set.images[index])
+            images = to_float(run.training_images[index])
             batch, new = parallel.split({"x0": images, "position": index}, run.mesh), min(size, N - start)
             for level, (sigma, share) in enumerate(zip(sigmas, shares, strict=True)):
                 for look in range(level * c.draws, (level + 1) * c.draws):

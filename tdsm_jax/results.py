@@ -16,6 +16,7 @@ from tdsm_jax.data import label_files
 from tdsm_jax.evaluation import report, report_words, statistics
 from tdsm_jax.judge_stages import accuracies, compared_with, distances, look, measures_file
 from tdsm_jax.run import Run
+from tdsm_jax.run_data import IMAGE_NOISE_FILE
 from tdsm_jax.training.logs import read_metrics
 
 
@@ -87,6 +88,7 @@ def collect_metrics(run: Run) -> dict[str, Any]:
         "judges": judges(run, real),
         "transition": {k: table[k] for k in ("estimator", "relative_l1", "condition_number")},
         "classifier": table["classifier"],
+        **({} if run.config.image_noise.kind == "off" else {"corrupted_images": corrupted_images(run)}),
         **({} if run.labels_are_clean else {"labels_as_given": without_true_labels(run)}),
         **({"refinement": files.read_json(run.workdir / "refinement.json")} if "refined" in methods else {}),
         "seconds": pipeline.seconds(run.workdir),
@@ -95,6 +97,16 @@ def collect_metrics(run: Run) -> dict[str, Any]:
         "versions": pipeline.versions(),
         "backend": jax.default_backend(),
     }
+
+
+def corrupted_images(run: Run) -> str:
+    """Returns what is wrong with the training images of a run, and who does not see it."""
+    share = files.read_json(run.workdir / IMAGE_NOISE_FILE)["realised_rate"]
+    return (
+        f"{share:.1%} of the training images are corrupted: {report_words.IMAGE_NOISE[run.config.image_noise.kind]}. "
+        "Method clean, the ceiling, trains on the images as they were and their true labels; test images and those "
+        "that samples are compared with are as they were, too."
+    )
 
 
 def without_true_labels(run: Run) -> str:

@@ -14,8 +14,11 @@ from tdsm_jax import files
 from tdsm_jax.data.augment import LABEL_SIZE
 from tdsm_jax.data.batches import batch_indices
 from tdsm_jax.data.dataset import to_float
+from tdsm_jax.data.stream import Images
 from tdsm_jax.diffusion.mixture import floor_slots
 from tdsm_jax.diffusion.process import EDM, PROCESSES, Process
+from tdsm_jax.diffusion.residuals import Residual
+from tdsm_jax.diffusion.weightings import initial_uncertainty
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import grids
 from tdsm_jax.labels import transition
@@ -146,6 +149,10 @@ class Run(RunData):
             return corrected(self.image_posterior, self.config.relabel, self.config.seed)
         return self.y_tilde
 
+    def images_of(self, method: str) -> Images:
+        """Returns the images [N,H,W,C] that a method trains on: the ceiling's are clean, as its labels are."""
+        return self.train_set.images if method == "clean" else self.training_images
+
     def table_of(self, method: str) -> WeightTable:
         """Returns the weight table for the noise in the labels that a method trains on."""
         if not method.startswith("relabel"):
@@ -175,10 +182,13 @@ class Run(RunData):
             self.config.compute.remat,
         )
 
-    def labelled_batch(self, index: np.ndarray, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Returns x0, label (as given, unless others are named) and fold of some training images."""
+    def labelled_batch(
+        self, index: np.ndarray, labels: np.ndarray | None = None, images: Images | None = None
+    ) -> dict[str, np.ndarray]:
+        """Returns x0, label and fold of some training images, both as given unless others are named."""
         label = (self.y_tilde if labels is None else labels)[index]
-        return {"x0": to_float(self.train_set.images[index]), "label": label, "fold": self.fold[index]}
+        x0 = to_float((self.training_images if images is None else images)[index])
+        return {"x0": x0, "label": label, "fold": self.fold[index]}
 
     def initial_params(self) -> Any:
         if self.config.init_from:
@@ -211,6 +221,8 @@ class Run(RunData):
             dropped_to_class_0=m.dropped_label == "class0" and rule != "own",
             draws_labels=method in ("posterior", "refined"),
             augment=config.augment,
+            residual=Residual(config.residual, config.huber_delta, config.huber_form),
+            weighting=config.weighting,
         )
 
     def per_device_step(self, objective: score.Objective) -> Callable:
@@ -220,7 +232,8 @@ class Run(RunData):
         return score.make_step(self.network, self.process, objective, optimise, self.weigher, parts)
 
     def initial_state(self) -> TrainState:
-        return initial_state(self.initial_params(), optimisation(self.config.score))
+        aside = initial_uncertainty() if self.config.score.weighting == "uncertainty" else None
+        return initial_state(self.initial_params(), optimisation(self.config.score), aside)
 
     def given_of(self, method: str) -> score.Given | None:
         """Returns the table and classifiers that the training of `method` reads, None where it reads none."""
@@ -233,13 +246,13 @@ class Run(RunData):
         Networks, batches and noise are the same for every method: they differ by the objective alone.
         """
         config, seed = self.config.score, self.config.seed
-        labels = self.labels_of(method)
+        labels, images = self.labels_of(method), self.images_of(method)
         objective, given = self.objective(method), self.given_of(method)
         posterior = self.posterior_for(method) if objective.draws_labels else None
 
         def batches(step: int, position: np.ndarray) -> dict[str, np.ndarray]:
             index = batch_indices(seed, step, config.batch_size, len(labels))[position]
-            batch = self.labelled_batch(index, labels) | {"position": position}
+            batch = self.labelled_batch(index, labels, images) | {"position": position}
             return batch if posterior is None else batch | {"image_posterior": posterior[index]}
 
         if given and self.config.mixture.packed and objective.own_gradient and objective.rule != "sampled":
@@ -295,4 +308,5 @@ class Run(RunData):
 
 def optimisation(section: Any) -> Optimisation:
     """Returns how the parameters of a config section move."""
-    return Optimisation(**{field.name: section[field.name] for field in dataclasses.fields(Optimisation)})
+    names = (field.name for field in dataclasses.fields(Optimisation))
+    return Optimisation(**{name: section[name] for name in names if name in section})

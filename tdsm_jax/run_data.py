@@ -8,12 +8,16 @@ import numpy as np
 from tdsm_jax import config as configuration
 from tdsm_jax import files, paths
 from tdsm_jax.data import clothing1m, human_labels, label_files, noise_files, sources, stream, tfds_store
-from tdsm_jax.data.dataset import Dataset, stratified_split, subset
+from tdsm_jax.data.dataset import Dataset, images_hash, stratified_split, subset
 from tdsm_jax.data.edm_zip import fingerprint
+from tdsm_jax.data.image_corruption import ImageNoise, corrupted
+from tdsm_jax.data.stream import Images
 from tdsm_jax.errors import UserError, printable
 from tdsm_jax.labels import corruption
 from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training.classifier import Labelled
+
+IMAGE_NOISE_FILE = "image_noise.json"
 
 
 class RunData:
@@ -59,7 +63,46 @@ class RunData:
 
     @functools.cached_property
     def train_set(self) -> Dataset:
+        """The training images as the source has them, whatever the config makes of what is trained on."""
         return subset(self._splits[0], self._kept)
+
+    @functools.cached_property
+    def image_noise(self) -> tuple[Images, np.ndarray]:
+        """The training images as the config corrupts them, and which it did, bool [N]."""
+        noise, images = self.config.image_noise, self.train_set.images
+        if noise.kind == "off":
+            return images, np.zeros(len(images), bool)
+        return corrupted(images, self._kept, ImageNoise(noise.kind, noise.rate, noise.severity, self.config.seed))
+
+    @functools.cached_property
+    def training_images(self) -> Images:
+        """The training images as all methods but the ceiling see them, and their classifiers; the run's record holds.
+
+        References, judges and the label file, whose hash is that of images as they came, read `train_set`.
+        """
+        images, path = self.image_noise[0], self.workdir / IMAGE_NOISE_FILE
+        if self.config.image_noise.kind != "off" and paths.exists(path):
+            recorded = files.read_json(path)
+            same = all(recorded[key] == value for key, value in self._image_noise_values().items())
+            if same and recorded["images_sha256"] != images_hash(images):
+                raise UserError(
+                    f"{path} records other corrupted images: other versions of NumPy, Pillow or scikit-learn make them "
+                    "here; take those it was made with, or --overwrite"
+                )
+        return images
+
+    def image_noise_record(self) -> dict[str, Any]:
+        """Returns what image_noise.json says of the corrupted images; indices are places among all training images."""
+        images, chosen = self.image_noise
+        return self._image_noise_values() | {
+            "realised_rate": float(chosen.mean()),
+            "indices": self._kept[chosen].tolist(),
+            "images_sha256": images_hash(images),
+        }
+
+    def _image_noise_values(self) -> dict[str, Any]:
+        noise = self.config.image_noise
+        return {"kind": noise.kind, "rate": noise.rate, "severity": noise.severity, "seed": self.config.seed}
 
     @functools.cached_property
     def _tested(self) -> tuple[Dataset | None, Dataset]:
@@ -172,7 +215,7 @@ class RunData:
 
     def given(self, chosen: np.ndarray) -> Labelled:
         """Returns the training images where `chosen` bool [N] is set, with the labels they were given."""
-        return Labelled(stream.part_of(self.train_set.images, chosen), self.y_tilde[chosen])
+        return Labelled(stream.part_of(self.training_images, chosen), self.y_tilde[chosen])
 
     @functools.cached_property
     def generated(self) -> Labelled | None:

@@ -16,8 +16,11 @@ from tdsm_jax.config import (
     parse_noise,
     reads_noisy_posterior,
 )
+from tdsm_jax.data.image_corruption import CORRUPTIONS
 from tdsm_jax.data.label_files import DRAWN, GIVEN
 from tdsm_jax.diffusion.process import PROCESSES
+from tdsm_jax.diffusion.residuals import FORMS, RESIDUALS
+from tdsm_jax.diffusion.weightings import WEIGHTINGS
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation.report_words import EXTRACTORS
 from tdsm_jax.labels.correction import CORRECTIONS
@@ -27,6 +30,7 @@ from tdsm_jax.labels.weights import WEIGHTS
 from tdsm_jax.networks.resnet import BLOCKS, JUDGES
 from tdsm_jax.networks.unet import ATTENTIONS, STYLES
 from tdsm_jax.training.calibration import CRITERIA
+from tdsm_jax.training.optimisers import OPTIMISERS
 from tdsm_jax.training.parallel import BACKENDS
 
 
@@ -37,6 +41,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _check_numbers,
         _check_widths,
         _check_combinations,
+        _check_image_noise,
+        _check_residual,
         _check_evaluation,
         _check_robust_losses,
     )
@@ -125,6 +131,25 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         raise UserError("config key logging.save_every must be a multiple of logging.log_every")
 
 
+def _check_image_noise(config: ml_collections.ConfigDict) -> None:
+    kind = config.image_noise.kind
+    if kind != "off" and config.data.stream:
+        raise UserError(f"config key image_noise.kind={kind} corrupts images in memory: set data.stream=False")
+    if kind != "off" and config.task == "robust_losses":
+        raise UserError(f"config key image_noise.kind={kind} is for task=generation: set image_noise.kind=off")
+    if not config.image_noise.severity <= 1:
+        raise UserError(f"config key image_noise.severity={config.image_noise.severity} is a share, at most 1")
+
+
+def _check_residual(config: ml_collections.ConfigDict) -> None:
+    by_default = {"tdsm", "relabel_tdsm"} & set(config.methods) and config.mixture.rule == "sampled"
+    if config.score.residual != "squared" and (by_default or "tdsm_sampled" in config.methods):
+        raise UserError(
+            f"config key score.residual={config.score.residual}: the rule sampled multiplies two draws, which is right "
+            "for the squared residual alone; set score.residual=squared, or another mixture.rule"
+        )
+
+
 def _check_given(config: ml_collections.ConfigDict) -> None:
     """Labels as given: nobody drew them, and nobody knows the true ones of the training images."""
     if config.label_noise.path:
@@ -186,6 +211,11 @@ _CHOICES = {
     "evaluation.classifiers": ("stages", *JUDGES),
     "classifier.loss": ("forward", "elr", *LOSSES),
     "classifier.calibration": CRITERIA,
+    "image_noise.kind": ("off", *CORRUPTIONS),
+    "score.weighting": tuple(WEIGHTINGS),
+    "score.residual": RESIDUALS,
+    "score.huber_form": FORMS,
+    "score.optimiser": tuple(OPTIMISERS),
     "mixture.rule": TDSM_RULES,
     "mixture.weights": tuple(WEIGHTS),
     "mixture.dropped_label": ("null", "class0"),
@@ -225,6 +255,8 @@ def _bounds(key: str) -> tuple[float, float]:
         return 0, _INFINITY
     if name in _FRACTIONS:
         return 0, 1
+    if name == "clip_percentile":
+        return 0, 100
     if key == "stress.share":
         return 1e-12, 1
     if key == "sampling.per_class":

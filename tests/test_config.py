@@ -7,6 +7,7 @@ import pytest
 
 from tdsm_jax import config as configuration
 from tdsm_jax.errors import UserError
+from tdsm_jax.run import optimisation
 from tdsm_jax.validation import validate
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -106,6 +107,12 @@ def test_bad_arguments(arguments, said):
         ("transition.start", "em", "is not a choice"),
         ("compute.attention", "cuda", "did you mean"),
         ("network.style", "ddpm", "did you mean 'ddpmpp'?"),
+        ("score.residual", "hubert", "did you mean 'huber'?"),
+        ("score.huber_form", "exemple", "did you mean 'example'?"),
+        ("score.huber_delta", 0.0, "must lie in [1e-12, inf]"),
+        ("score.weighting", "p3", "did you mean 'p2'?"),
+        ("score.optimiser", "adabelieve", "did you mean 'adabelief'?"),
+        ("score.clip_percentile", 101.0, "must lie in [0, 100]"),
     ],
 )
 def test_bad_values(key, value, said):
@@ -115,6 +122,24 @@ def test_bad_values(key, value, said):
     with pytest.raises(UserError, match="config key") as error:
         validate(config)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("methods", [("dsm", "tdsm"), ("tdsm_sampled",), ("relabel_tdsm",)])
+def test_drawn_products_go_with_squares_alone(methods):
+    config = digits()
+    config.methods, config.score.residual, config.mixture.rule = methods, "huber", "sampled"
+    with pytest.raises(UserError, match=r"score.residual=huber: the rule sampled .* set score.residual=squared"):
+        validate(config)
+    config.methods = ("dsm", "posterior", "tdsm_floor")  # which draw no products
+    validate(config)
+
+
+def test_the_optimiser_of_the_score_is_the_one_asked_for():
+    config = digits()
+    config.score.update(optimiser="adopt", clip_percentile=90.0, clip_window=16)
+    chosen = optimisation(config.score)
+    assert (chosen.optimiser, chosen.clip_percentile, chosen.clip_window) == ("adopt", 90.0, 16)
+    assert optimisation(config.classifier).optimiser == "adam"
 
 
 def test_guidance_needs_a_trained_null_label():

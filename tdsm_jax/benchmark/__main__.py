@@ -18,6 +18,7 @@ COMMANDS = (
     "stress",
     "estimators",
     "label_noise",
+    "corrupted_images",
     "reading",
     "soak",
 )
@@ -25,7 +26,7 @@ COMMANDS = (
 
 def listing() -> str:
     """Returns the commands, each with the first line of its docstring; none is imported for it."""
-    return "\n".join(f"  {name:<12} {first_line(module_file(f'benchmark.{name}'))}" for name in COMMANDS)
+    return "\n".join(f"  {name:<16} {first_line(module_file(f'benchmark.{name}'))}" for name in COMMANDS)
 
 
 def main() -> None:

@@ -5,6 +5,10 @@ import jax.numpy as jnp
 
 from tdsm_jax.diffusion.mixture import Mixture, Plan, evaluate
 from tdsm_jax.diffusion.process import Denoise, Process, per_example
+from tdsm_jax.diffusion.residuals import Residual, cost
+from tdsm_jax.diffusion.weightings import WEIGHTINGS
+
+SQUARED = Residual()
 
 
 def add_noise(x0: jax.Array, sigma: jax.Array, n: jax.Array) -> jax.Array:
@@ -22,13 +26,16 @@ def score_matching(
     slots: Plan,
     capacity: float | None = None,
     augment_label: jax.Array | None = None,  # [B,A]
+    residual: Residual = SQUARED,
+    weighting: str = "edm",
 ) -> tuple[jax.Array, Mixture]:
     """Returns lambda(sigma) (M - x0)^2 of each pixel, [B,...], and the mixture.
 
     The plan makes it DSM, S-weighted DSM or TDSM (Na et al. 2024, eq. 9); see `mixture.evaluate` for `frozen`.
+    `weighting`, of `WEIGHTINGS`, says what lambda is, and another `residual` what M - x0 costs in place of its square.
     """
     mixture = evaluate(denoise, frozen, x_t, sigma, slots, capacity, augment_label)
-    return per_example(process.loss_weight(sigma), x0) * (mixture.M - x0) ** 2, mixture
+    return cost(residual, process, WEIGHTINGS[weighting](process, sigma), mixture.M, x0, sigma), mixture
 
 
 def sampled_score_matching(
@@ -40,16 +47,18 @@ def sampled_score_matching(
     sigma: jax.Array,  # [B]
     slots: Plan,  # of the rule `sampled`
     augment_label: jax.Array | None = None,  # [B,A]
+    weighting: str = "edm",
 ) -> jax.Array:
     """Returns a loss of each pixel, [B,...]: in expectation TDSM's through all classes, and so is its gradient.
 
     E[(D' - x0)(D'' - x0)] = (M - x0)^2 for independent draws y', y'' ~ w, and 2 (D'' - x0) grad D' has the mean
-    2 (M - x0) grad M: any K and S by two evaluations, one of them with a gradient, at the price of variance.
+    2 (M - x0) grad M: any K and S by two evaluations, one of them with a gradient, at the price of variance. No other
+    residual than the squared one is such a product.
     """
     extra = () if augment_label is None else (augment_label,)
     # An example without label has its null label alone: both factors are then the same.
     second = jnp.where(slots.weights[:, 1] > 0, slots.classes[:, 1], slots.classes[:, 0])
-    scale = per_example(process.loss_weight(sigma), x0)
+    scale = per_example(WEIGHTINGS[weighting](process, sigma), x0)
     first = denoise(x_t, sigma, slots.classes[:, 0], *extra)
     residual = jax.lax.stop_gradient(frozen(x_t, sigma, second, *extra) - x0)
     surrogate = 2 * scale * residual * first

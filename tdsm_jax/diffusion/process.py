@@ -30,6 +30,10 @@ class EDM:
         """Maps a standard normal draw to a training noise level. Shapes: [...] -> [...]."""
         return jnp.exp(self.P_mean + self.P_std * normal)
 
+    def quantile(self, sigma: jax.Array) -> jax.Array:
+        """Returns the share of training noise levels below sigma: `sigma(normal)` gives Phi(normal). [...] -> [...]."""
+        return ndtr((jnp.log(sigma) - self.P_mean) / self.P_std)
+
     def c_skip(self, sigma: jax.Array) -> jax.Array:
         return self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
 
@@ -73,6 +77,10 @@ class VP:
         t = self.epsilon_t + (1 - self.epsilon_t) * ndtr(normal)
         return jnp.sqrt(jnp.expm1(self._exponent(t)))
 
+    def quantile(self, sigma: jax.Array) -> jax.Array:
+        """Returns the share of training noise levels below sigma, from 0 to 1. Shapes: [...] -> [...]."""
+        return jnp.clip((self.time(sigma) - self.epsilon_t) / (1 - self.epsilon_t), 0, 1)
+
     def _exponent(self, t):
         return self.beta_d * t**2 / 2 + self.beta_min * t
 
@@ -109,6 +117,10 @@ class VE:
     def sigma(self, normal: jax.Array) -> jax.Array:
         """Maps a standard normal draw, through its uniform quantile, to a training noise level: [...] -> [...]."""
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** ndtr(normal)
+
+    def quantile(self, sigma: jax.Array) -> jax.Array:
+        """Returns the share of training noise levels below sigma, from 0 to 1. Shapes: [...] -> [...]."""
+        return jnp.clip(jnp.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min), 0, 1)
 
     def c_skip(self, sigma: jax.Array) -> jax.Array:
         return jnp.ones_like(sigma)

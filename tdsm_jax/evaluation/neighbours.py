@@ -62,6 +62,13 @@ def squared_radii(x: np.ndarray, nearest: Sequence[int], watch: Watch = unwatche
     return np.concatenate(found).T
 
 
+def nearest_squared(x: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns the squared distance of each example to its nearest of the others, float64 [N]. Shapes: [N,D], [M,D]."""
+    return np.concatenate(
+        [np.min([tile.min(axis=1) for _, tile in row_of_tiles(rows, others)], axis=0) for rows in blocks(x)]
+    )
+
+
 def _meetings(
     real: np.ndarray, fake: np.ndarray, real_radii: np.ndarray, fake_radii: np.ndarray | None, watch: Watch
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

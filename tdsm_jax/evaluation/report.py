@@ -145,7 +145,7 @@ def _recovery_bar(methods: Mapping[str, Mapping[str, Any]], method: str) -> str:
 def _what_is_missing(report: Report, missing_sections: Sequence[str]) -> str:
     methods, as_given = report.methods, report.metrics.get("labels_as_given", "")
     absent = [m for m in _MAIN_METHODS if m not in methods]
-    said = [as_given] if as_given else []
+    said = [text for text in (report.metrics.get("corrupted_images", ""), as_given) if text]
     said += [f"Not evaluated in this run: {', '.join(map(label, absent))}."] if absent else []
     if {"dsm", "clean"} & set(absent):
         said.append("Recovery needs both DSM and Clean, so there is none.")

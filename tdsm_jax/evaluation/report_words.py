@@ -113,6 +113,13 @@ NOISE = {
     "instance": "instance-dependent",
 }
 
+IMAGE_NOISE = {
+    "off_topic_symbols": "stroke drawings in their place",
+    "off_topic_photos": "crops of photographs in their place",
+    "occlusion": "a rectangle covers a part of them",
+    "salt_pepper": "some of their pixels are black or white",
+}
+
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a method's metrics with those of a feature extractor under "<extractor>_<metric>"."""

@@ -11,13 +11,24 @@ import jax.numpy as jnp
 
 from tdsm_jax.data.augment import augment
 from tdsm_jax.diffusion import mixture
-from tdsm_jax.diffusion.objectives import add_noise, draw_labels, sampled_score_matching, score_matching
+from tdsm_jax.diffusion.objectives import SQUARED, add_noise, draw_labels, sampled_score_matching, score_matching
 from tdsm_jax.diffusion.process import Denoise, Process, make_denoiser
+from tdsm_jax.diffusion.residuals import Residual
+from tdsm_jax.diffusion.weightings import balanced
+from tdsm_jax.errors import UserError
 from tdsm_jax.labels.weights import WEIGHTS, WeightTable
 from tdsm_jax.networks.unet import UNet
 from tdsm_jax.training.cross_fit import CrossFitted, Weigher, cross_fitted_logits
 from tdsm_jax.training.parallel import AXIS
-from tdsm_jax.training.state import Optimisation, TrainState, accumulated, example_keys, normal_like, update
+from tdsm_jax.training.state import (
+    Optimisation,
+    TrainState,
+    accumulated,
+    example_keys,
+    normal_like,
+    params_aside,
+    update,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +39,9 @@ class Objective:
     frozen slots; `own_gradient` lets only slot 0 learn (as published) instead of all. `label_dropout` is the share
     of examples without a label: they train the null label, or class 0 (as published) if `dropped_to_class_0`.
     `draws_labels` trains labels drawn from p(y | x0, y_tilde) in place of the given ones (posterior-sampled DSM).
-    `augment` is the probability of each augmentation, 0 for images as they are.
+    `augment` is the probability of each augmentation, 0 for images as they are. `residual` says what M - x0 costs and
+    `weighting`, of `weightings.WEIGHTINGS`, how much each noise level counts; "uncertainty" learns it
+    from parameters of its own, in a `StateWithAside`.
     """
 
     rule: str
@@ -41,6 +54,15 @@ class Objective:
     dropped_to_class_0: bool = False
     draws_labels: bool = False
     augment: float = 0.0
+    residual: Residual = SQUARED
+    weighting: str = "edm"
+
+    def __post_init__(self):
+        if self.rule == "sampled" and self.residual != SQUARED:
+            raise UserError(
+                "the rule sampled multiplies two draws, which is right for the squared residual alone: set "
+                "score.residual=squared, or another rule"
+            )
 
 
 class Given(NamedTuple):
@@ -88,22 +110,26 @@ def make_step(
         if not objective.dropped_to_class_0:
             slots = mixture.drop_labels(slots, dropped, null=network.num_classes)
 
-        def loss_fn(params: Any) -> tuple[jax.Array, dict]:
+        def loss_fn(trained: tuple[Any, Any]) -> tuple[jax.Array, dict]:
+            params, uncertainty = trained
             still = jax.lax.stop_gradient(params)
             denoise = make_denoiser(process, functools.partial(network.apply, params, dropout_keys=dropout_keys))
             frozen = make_denoiser(process, functools.partial(network.apply, still))
             loss, metrics = mixture_loss(process, objective, denoise, frozen, noised, slots)
+            if uncertainty is not None:
+                loss = balanced(uncertainty, loss, noised.sigma)
             return loss.mean(), metrics
 
-        (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        return gradient, metrics | {"loss": loss}
+        both = state.params, params_aside(state)
+        (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(both)
+        return gradients, metrics | {"loss": loss}
 
     def step(state: TrainState, batch: dict, key: jax.Array, given: Given | None) -> tuple[TrainState, dict]:
-        gradient, metrics = accumulated(functools.partial(gradient_of, state, key, given), batch, parts)
-        total, devices = jax.lax.psum((gradient, metrics), AXIS), jax.lax.axis_size(AXIS)
-        gradient, means = jax.tree.map(lambda leaf: leaf / devices, total)
+        gradients, metrics = accumulated(functools.partial(gradient_of, state, key, given), batch, parts)
+        total, devices = jax.lax.psum((gradients, metrics), AXIS), jax.lax.axis_size(AXIS)
+        (gradient, aside), means = jax.tree.map(lambda leaf: leaf / devices, total)
         overflow = parts * total[1]["overflow"]  # slots, over all parts and devices
-        return update(state, gradient, optimisation), means | {"overflow": overflow}
+        return update(state, gradient, optimisation, aside), means | {"overflow": overflow}
 
     return step
 
@@ -114,7 +140,9 @@ def mixture_loss(
     """Returns the loss of each pixel, [B,H,W,C], and what to log of the mixture."""
     if objective.rule == "sampled":
         x0, x_t, sigma, augment_label = noised
-        loss = sampled_score_matching(process, denoise, frozen, x0, x_t, sigma, slots, augment_label)
+        loss = sampled_score_matching(
+            process, denoise, frozen, x0, x_t, sigma, slots, augment_label, objective.weighting
+        )
         return loss, {"kept_mass": slots.weights.sum(axis=1).mean(), "overflow": jnp.zeros(())}
     loss, mixed = score_matching(
         process,
@@ -126,6 +154,8 @@ def mixture_loss(
         slots,
         objective.capacity,
         noised.augment_label,
+        objective.residual,
+        objective.weighting,
     )
     return loss, {"kept_mass": mixed.kept_mass, "overflow": mixed.overflow.astype(jnp.float32)}
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import UserError, did_you_mean
+from tdsm_jax.training.optimisers import OPTIMISERS, clip_by_percentile
 
 Params = Any  # a pytree of float32 arrays
 
@@ -29,14 +30,30 @@ class TrainState:
     opt_state: optax.OptState
 
 
+class Aside(NamedTuple):
+    """Parameters trained along with others, and the state of their own optimiser."""
+
+    params: Params
+    opt_state: optax.OptState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StateWithAside(TrainState):
+    """A state with parameters that are trained along and thrown away in the end, no part of the model."""
+
+    aside: Aside
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimisation:
     """How parameters move. Lengths are counted in images, so that they survive a change of batch size.
 
     `learning_rate` rises linearly over `ramp_images` and is multiplied by `decay_factors[i]`, not cumulatively,
     from `decay_images[i]` on; the average forgets half in `ema_half_life` images, less at the start: at most
-    `ema_ramp` of the images seen (Karras et al. 2022). `clip_norm` 0 means no clipping. Decays that do not pair up,
-    in rising order, raise `UserError`.
+    `ema_ramp` of the images seen (Karras et al. 2022). `clip_norm` 0 means no clipping; `clip_percentile` clips at that
+    percentile of the norms of the last `clip_window` gradients, 0 not. `optimiser` is one of `OPTIMISERS`. Decays that
+    do not pair up, in rising order, raise `UserError`.
     """
 
     batch_size: int
@@ -48,8 +65,13 @@ class Optimisation:
     clip_norm: float
     decay_images: tuple[int, ...] = ()
     decay_factors: tuple[float, ...] = ()
+    optimiser: str = "adam"
+    clip_percentile: float = 0.0
+    clip_window: int = 128
 
     def __post_init__(self):
+        if self.optimiser not in OPTIMISERS:
+            raise UserError(f"unknown optimiser {self.optimiser!r}{did_you_mean(self.optimiser, OPTIMISERS)}")
         if len(self.decay_images) != len(self.decay_factors):
             raise UserError(
                 f"decay_images={self.decay_images} and decay_factors={self.decay_factors} must be of equal length"
@@ -57,8 +79,8 @@ class Optimisation:
         if list(self.decay_images) != sorted(set(self.decay_images)):
             raise UserError(f"decay_images={self.decay_images} must rise strictly")
 
-    def optimiser(self) -> optax.GradientTransformation:
-        """Returns Adam with the ramp, decoupled weight decay and clipping as asked."""
+    def transformation(self) -> optax.GradientTransformation:
+        """Returns the optimiser with the ramp, decoupled weight decay and clipping as asked."""
 
         def learning_rate(step: jax.Array) -> jax.Array:
             ramp = jnp.minimum((step + 1) * self.batch_size / max(self.ramp_images, 1), 1.0)
@@ -66,7 +88,9 @@ class Optimisation:
             return self.learning_rate * ramp * jnp.asarray((1.0, *self.decay_factors))[decays]
 
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
-        return optax.chain(clip, optax.adamw(learning_rate, weight_decay=self.weight_decay))
+        if self.clip_percentile:
+            clip = optax.chain(clip, clip_by_percentile(self.clip_percentile, self.clip_window))
+        return optax.chain(clip, OPTIMISERS[self.optimiser](learning_rate, self.weight_decay))
 
     def ema_decay(self, step: jax.Array) -> jax.Array:
         """Returns the decay of the parameter average after `step` updates."""
@@ -84,19 +108,41 @@ def initial_variables(network: nn.Module, key: jax.Array, *example: jax.Array) -
     return network.init(key, *example)
 
 
-def initial_state(params: Params, optimisation: Optimisation) -> TrainState:
+def initial_state(params: Params, optimisation: Optimisation, aside: Params | None = None) -> TrainState:
     """Returns the state before the first update; the average starts at the parameters themselves."""
     average = jax.tree.map(jnp.copy, params)  # a copy: the step donates both
-    return TrainState(jnp.zeros((), jnp.int32), params, average, optimisation.optimiser().init(params))
+    opt_state = optimisation.transformation().init(params)
+    state = TrainState(jnp.zeros((), jnp.int32), params, average, opt_state)
+    if aside is None:
+        return state
+    beside = Aside(aside, _of_aside(optimisation).init(aside))
+    return StateWithAside(state.step, state.params, state.ema_params, state.opt_state, beside)
 
 
-def update(state: TrainState, gradient: Params, optimisation: Optimisation) -> TrainState:
+def params_aside(state: TrainState) -> Params | None:
+    """Returns the parameters trained along, None where there are none."""
+    return state.aside.params if isinstance(state, StateWithAside) else None
+
+
+def _of_aside(optimisation: Optimisation) -> optax.GradientTransformation:
+    """Adam at the same learning rates: neither weight decay nor clipping is meant for the parameters aside."""
+    plain = dataclasses.replace(optimisation, optimiser="adam", weight_decay=0.0, clip_norm=0.0, clip_percentile=0.0)
+    return plain.transformation()
+
+
+def update(
+    state: TrainState, gradient: Params, optimisation: Optimisation, aside_gradient: Params | None = None
+) -> TrainState:
     """One step of the optimiser and of the parameter average; collections other than "params" stay as they are."""
-    change, opt_state = optimisation.optimiser().update(trained(gradient), state.opt_state, state.params)
+    change, opt_state = optimisation.transformation().update(trained(gradient), state.opt_state, state.params)
     params = optax.apply_updates(state.params, trained(change))  # again: weight decay knows no collections
     decay = optimisation.ema_decay(state.step)
     ema_params = jax.tree.map(lambda average, new: new + decay * (average - new), state.ema_params, params)
-    return TrainState(state.step + 1, params, ema_params, opt_state)
+    new = {"step": state.step + 1, "params": params, "ema_params": ema_params, "opt_state": opt_state}
+    if isinstance(state, StateWithAside):
+        move, aside_state = _of_aside(optimisation).update(aside_gradient, state.aside.opt_state, state.aside.params)
+        new["aside"] = Aside(optax.apply_updates(state.aside.params, move), aside_state)
+    return dataclasses.replace(state, **new)
 
 
 def accumulated(gradient_of: Callable[[dict], tuple[Params, dict]], batch: dict, parts: int) -> tuple[Params, dict]:

@@ -1,0 +1,219 @@
+"""Corrupted training images, alone and with noisy labels: what each residual makes of them.
+
+  python -m tdsm_jax.benchmark corrupted_images --out=runs/corrupted
+  python -m tdsm_jax.benchmark corrupted_images --out=runs/corrupted --kinds=off_topic_photos --rates=0,0.3 --seeds=0
+  python -m tdsm_jax.benchmark corrupted_images --out=runs/corrupted --labels=sym:0.4 --rates=0,0.3 \\
+      --residuals=squared,huber_snr
+  python -m tdsm_jax.benchmark corrupted_images --out=runs/corrupted --table_only
+
+A cell is one kind and rate of corruption, one kind of labels, one residual and one seed: a run in a folder of its own,
+all at the same budget. With true labels it trains DSM, with noisy ones DSM and TDSM. Cells of rate 0 are shared by all
+kinds, and what survives is measured against them: keep 0 among the rates. Start the command as often as there are
+processors, with one --out on a disk of one machine: each takes the next cell that nobody is at, and the last one
+collects. Stop any whenever you like; the same command goes on. It prints Markdown tables of what is finished and
+writes them with their charts to OUT/corrupted_images.html, and all numbers to OUT/cells.json; --table_only runs
+nothing. Config keys may follow and hold for all cells: score.steps=1200 score.huber_form=example
+"""
+
+import argparse
+import ast
+import contextlib
+import fcntl
+import itertools
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from tdsm_jax import config as configuration
+from tdsm_jax import files, judge_stages
+from tdsm_jax.benchmark import corrupted_page
+from tdsm_jax.benchmark.cells import carry_out, measures, read_seeds
+from tdsm_jax.command import new_parser, run_command
+from tdsm_jax.data.image_corruption import CORRUPTIONS, ImageNoise, corrupted
+from tdsm_jax.diffusion.residuals import RESIDUALS
+from tdsm_jax.errors import UserError, did_you_mean
+from tdsm_jax.evaluation.neighbours import nearest_squared
+from tdsm_jax.run import Run
+
+SHORT = {  # the recipe of a cell: digits in a minute or two of one core
+    "network.channels": 16,
+    "score.steps": 800,
+    "score.label_dropout": 0.1,
+    "sampling.per_class": 100,
+    "classifier.folds": 2,
+    "classifier.steps": 400,
+    "label_noise.kind": "sym",
+}
+STAGES = ("images", "labels", "classifier", "transition", "score", "sample", "judge", "measure")
+TRUE = ("sym", 0.0)  # labels as they are
+_FRESH = 1_000_003  # seeds of off-topic images that no model has seen: this far from those of training
+METRICS = ("fd", "label_fidelity", "cas", "cw_coverage")
+
+
+class Cell(NamedTuple):
+    """One run: kind ("none" at rate 0) and rate of corrupted images, kind and rate of label noise, residual, seed."""
+
+    kind: str
+    rate: float
+    labels: tuple[str, float]
+    residual: str
+    seed: int
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ("dsm",) if self.labels[1] == 0 else ("dsm", "tdsm")
+
+    def folder(self, out: pathlib.Path) -> pathlib.Path:
+        labels = "true_labels" if self.labels[1] == 0 else f"{self.labels[0]}{self.labels[1]:g}"
+        images = f"{self.kind}{self.rate:g}" if self.rate else self.kind
+        return out / labels / images / self.residual / f"seed{self.seed}"
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Runs the cells that are not finished and that no other process is at, then collects."""
+    out, cells, keys = pathlib.Path(arguments.out), planned(arguments), overrides(arguments)
+    for cell in () if arguments.table_only else cells:
+        with claimed(cell.folder(out)) as free:
+            if free and not (cell.folder(out) / "cell.json").exists():
+                print(f"{cell.folder(out)}", file=sys.stderr, flush=True)
+                carry_out_cell(config_of(cell, arguments, keys), cell, cell.folder(out))
+    found = [files.read_json(path) for cell in cells if (path := cell.folder(out) / "cell.json").exists()]
+    files.write_json(out / "cells.json", found)
+    print(corrupted_page.markdown(found))
+    files.write_text(out / "corrupted_images.html", corrupted_page.render(found))
+
+
+def planned(arguments: argparse.Namespace) -> list[Cell]:
+    """Returns the cells that the arguments name; what cannot be one is a `UserError`."""
+    kinds, residuals = choices(arguments, "kinds", CORRUPTIONS), choices(arguments, "residuals", RESIDUALS)
+    labels = [TRUE if name == "true" else configuration.parse_noise(name) for name in arguments.labels.split(",")]
+    try:
+        rates = [float(rate) for rate in arguments.rates.split(",")]
+    except ValueError:
+        rates = [-1.0]
+    if not all(0 <= rate <= 1 for rate in rates):
+        raise UserError(f"--rates={arguments.rates} must be numbers in [0, 1] joined by commas")
+    images = dict.fromkeys((kind if rate else "none", rate) for rate in rates for kind in kinds)
+    grid = itertools.product(read_seeds(arguments.seeds), labels, images, residuals)
+    return [Cell(*image, label, residual, seed) for seed, label, image, residual in grid]
+
+
+def choices(arguments: argparse.Namespace, name: str, valid: Any) -> list[str]:
+    """Returns the names that an argument joins by commas; one that is none is a `UserError`."""
+    given = getattr(arguments, name).split(",")
+    for one in given:
+        if one not in valid:
+            raise UserError(f"--{name}: {one!r} is not a choice{did_you_mean(one, valid)}")
+    return given
+
+
+def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the config keys that follow the arguments, with their values."""
+    keys = {}
+    for text in arguments.keys:
+        key, given, value = text.partition("=")
+        if not given:
+            raise UserError(f"{text!r} is no config key with its value, such as score.steps=1200")
+        try:
+            keys[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            keys[key] = value
+    return keys
+
+
+def config_of(cell: Cell, arguments: argparse.Namespace, keys: dict[str, Any]) -> ml_collections.ConfigDict:
+    """Returns the config of a cell: the file's, the short recipe, what the cell is, then the keys given."""
+    path, _, given = arguments.config.partition(":")
+    given = ",".join(filter(None, (given, f"seed={cell.seed}", "smoke" if arguments.smoke else "")))
+    config = configuration.load_module(pathlib.Path(path)).get_config(given)
+    short = {} if arguments.smoke else SHORT
+    own = {"label_noise.kind": cell.labels[0], "label_noise.rate": cell.labels[1], "score.residual": cell.residual}
+    if cell.rate:
+        own |= {"image_noise.kind": cell.kind, "image_noise.rate": cell.rate}
+    valid = configuration.flatten(config)
+    for key, value in (short | own | keys).items():
+        if key not in valid:
+            raise UserError(f"unknown config key {key!r}{did_you_mean(key, valid)}")
+        try:
+            config.update_from_flattened_dict({key: value})
+        except TypeError:
+            raise UserError(f"config key {key}={value!r} is not of type {type(valid[key]).__name__}") from None
+    config.methods = cell.methods
+    return config
+
+
+@contextlib.contextmanager
+def claimed(folder: pathlib.Path) -> Iterator[bool]:
+    """Yields whether the folder is this process's now; another one's claim ends with it, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".claim"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def carry_out_cell(config: ml_collections.ConfigDict, cell: Cell, folder: pathlib.Path) -> None:
+    """Trains, samples and measures the methods of a cell, and writes cell.json when all is there."""
+    left_out = () if "tdsm" in cell.methods else ("classifier", "transition")
+    stages = [stage for stage in STAGES if stage not in left_out and (cell.rate or stage != "images")]
+    run = carry_out(config, folder, stages)
+    detectors = {kind: Detector(run, kind) for kind in ((cell.kind,) if cell.rate else CORRUPTIONS)}
+    found = {}
+    for method in cell.methods:
+        values, images = measures(folder, method), run.samples(method).images
+        taken = {kind: detector.share(images) for kind, detector in detectors.items()}
+        found[method] = {name: values[name] for name in METRICS} | {"taken_for": taken}
+    worth = {kind: detector.worth() for kind, detector in detectors.items()}
+    files.write_json(folder / "cell.json", cell._asdict() | {"methods": found, "detectors": worth})
+
+
+class Detector:
+    """Which images are nearer to corrupted images than to clean ones, in the judge's features.
+
+    An image counts as corrupted if its nearest neighbour among the clean training images and as many fully corrupted
+    ones, drawn anew so that no model has seen them, is one of the latter. Both sets are the same for all cells of a
+    seed, so that shares of different rates and residuals can be compared.
+    """
+
+    def __init__(self, run: Run, kind: str):
+        self.run, self.kind = run, kind
+        self.clean, self.bad = judge_stages.reference_features(run, "judge"), self.features(self.fresh(0))
+
+    def fresh(self, number: int) -> np.ndarray:
+        images, severity = self.run.train_set.images, self.run.config.image_noise.severity
+        noise = ImageNoise(self.kind, 1.0, severity, self.run.config.seed + (number + 1) * _FRESH)
+        return corrupted(images, np.arange(len(images)), noise)[0]
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        return judge_stages.look(self.run, images)[1]
+
+    def share(self, images: np.ndarray) -> float:
+        """Returns the share of uint8 images [N,H,W,C] that count as corrupted."""
+        seen = self.features(images)
+        return float(np.mean(nearest_squared(seen, self.bad) < nearest_squared(seen, self.clean)))
+
+    def worth(self) -> dict[str, float]:
+        """Returns what share of real test images it takes for corrupted, and of corrupted ones that it has not seen."""
+        return {"false_alarms": self.share(self.run.test_set.images), "hits": self.share(self.fresh(1))}
+
+
+if __name__ == "__main__":
+    parser = new_parser(__doc__)
+    parser.add_argument("--out", required=True, help="folder of the cells")
+    parser.add_argument("--config", default="configs/digits.py", help="config of the cells (%(default)s)")
+    parser.add_argument("--kinds", default="off_topic_photos,off_topic_symbols", help="joined by commas (%(default)s)")
+    parser.add_argument("--rates", default="0,0.15,0.3,0.45", help="of corrupted images, by commas (%(default)s)")
+    parser.add_argument("--residuals", default=",".join(RESIDUALS), help="joined by commas (%(default)s)")
+    parser.add_argument("--labels", default="true", help="true, or kind:rate of noise, by commas (%(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="joined by commas (%(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="every stage cut to seconds")
+    parser.add_argument("--table_only", action="store_true", help="collect what is finished, run nothing")
+    parser.add_argument("keys", nargs="*", help="config keys of all cells, such as score.steps=1200")
+    run_command(parser, main)
