@@ -1,7 +1,7 @@
 """Solvers of the probability-flow ODE and of its stochastic kin: (denoise, latents, sigmas, ...) -> images.
 
-All processes here are x = x0 + sigma n, so that one form of a solver serves EDM's, VP's and VE's models alike. Each is a
-Python loop: hand it a jitted `denoise`. It is told one noise level for the whole batch, as a NumPy array [B] of equal
+All processes here are x = x0 + sigma n, so that one form of a solver serves EDM's, VP's and VE's models alike. Each is
+a Python loop: hand it a jitted `denoise`. It is told one noise level for the whole batch, as a NumPy array [B] of equal
 numbers: what wraps a denoiser may look at it, and choose by it, without waiting for a device.
 """
 
@@ -58,7 +58,7 @@ def ve_sigmas(steps: int, sigma_min: float, sigma_max: float) -> np.ndarray:
 def noise_levels(schedule: str, process: Process, steps: int, rho: float = 7.0) -> np.ndarray:
     """Returns the noise levels of a schedule, one of `SCHEDULES`, between a process's bounds: float64 [steps+1].
 
-    edm: evenly spaced sigma^(1/rho); vp: evenly spaced times of VP; ve: evenly spaced ln sigma. Any goes with any model.
+    edm: evenly spaced sigma^(1/rho); vp: evenly spaced times of VP; ve: evenly spaced ln sigma. Any fits any model.
     """
     low, high = process.sigma_min, process.sigma_max
     if schedule == "vp":
@@ -88,7 +88,7 @@ def heun(denoise: Bound, latents: jax.Array, sigmas: np.ndarray) -> jax.Array:
 def stochastic_heun(denoise: Bound, latents: jax.Array, sigmas: np.ndarray, churn: Churn, noise: Noise) -> jax.Array:
     """Heun's sampler with noise added before each step (Karras et al. 2022, algorithm 2): 2 steps - 1 evaluations.
 
-    Where an ideal denoiser is solved exactly the distribution stays as it is, and errors of earlier steps are forgotten.
+    With an ideal denoiser the distribution stays as it is; of a learnt one errors of earlier steps are forgotten.
     """
     x, steps = latents * sigmas[0], len(sigmas) - 1
     for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
@@ -102,8 +102,8 @@ def stochastic_heun(denoise: Bound, latents: jax.Array, sigmas: np.ndarray, chur
 def dpmpp_2m(denoise: Bound, latents: jax.Array, sigmas: np.ndarray) -> jax.Array:
     """DPM-Solver++(2M), second order by one evaluation a step (Lu et al. 2022, algorithm 2).
 
-    In x = x0 + sigma n, lambda = -ln sigma: a VP model's own variable is alpha times it, and alpha cancels in the update.
-    The last step, to 0, returns the denoised image.
+    In x = x0 + sigma n, lambda = -ln sigma: a VP model's own variable is alpha times it, and alpha cancels in the
+    update. The last step, to 0, returns the denoised image.
     """
     x, before, h_before = latents * sigmas[0], None, 0.0
     for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
