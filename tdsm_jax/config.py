@@ -24,10 +24,12 @@ METHODS = (
     "refined",  # posterior once more, its posterior corrected by the model that posterior trained
     "relabel",  # DSM on corrected labels
     "relabel_tdsm",  # tdsm on corrected labels, with the matrix of what noise is left in them
+    "corrected",  # the model of dsm, its label noise undone while it is sampled: nothing is trained
     "clean",
     "init",
 )
 MATRICES = ("known", "file", "volmin", *ESTIMATORS)  # where S comes from
+UNTRAINED = ("corrected", "init")  # methods that sample a model which is there already
 TASKS = ("generation", "robust_losses")
 
 

@@ -86,6 +86,7 @@ def collect_metrics(run: Run) -> dict[str, Any]:
         "judges": judges(run, real),
         "transition": {k: table[k] for k in ("estimator", "relative_l1", "condition_number")},
         "classifier": table["classifier"],
+        "sampling": {m: files.read_json(run.workdir / "samples" / f"{m}.json") for m in run.config.methods},
         **({} if run.labels_are_clean else {"labels_as_given": without_true_labels(run)}),
         **({"refinement": files.read_json(run.workdir / "refinement.json")} if "refined" in methods else {}),
         "seconds": pipeline.seconds(run.workdir),
@@ -119,7 +120,7 @@ def write_report(run: Run) -> None:
         made = run.samples(m)
         images[m] = run.grid(made.images, made.labels, run.num_classes)
     folds = [f"classifier/fold{f}" for f in range(run.config.classifier.folds)]  # of an ensemble the first member
-    trained = [*folds, *(f"score/{m}" for m in run.config.methods if m != "init")]
+    trained = [*folds, *(f"score/{m}" for m in run.config.methods if m not in configuration.UNTRAINED)]
     files.write_json(run.workdir / "metrics.json", metrics)
     noise = run.label_file
     kind, drawn = "labels as given", {}

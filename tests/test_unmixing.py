@@ -78,7 +78,7 @@ def test_fewer_terms_cost_less_and_leave_the_smallest_out():
             denoise, _, calls = clean_model(S, most)
             errors.append(float(jnp.abs(denoise(x_t, sigma, y) - clean).mean()))
             assert len(calls) == 2 + min(most, 8)  # the median of a column takes one away
-    assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-6 < errors[-2] < 0.05 * errors[0]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-6 < errors[-2] < 0.1 * errors[0]
 
 
 def test_the_factor_is_bounded_and_finite_whatever_the_classifier_says():

@@ -29,8 +29,8 @@ from tdsm_jax.diffusion import sampling
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import charts
 from tdsm_jax.evaluation.table import grid
-from tdsm_jax.model_stages import sampling_call
 from tdsm_jax.run import Run
+from tdsm_jax.sampler import sampling_call
 from tdsm_jax.training import model_file
 from tdsm_jax.training.model_file import Model
 from tdsm_jax.validation import validate

@@ -82,7 +82,7 @@ def _parts(report: Report) -> dict[str, str]:
         "Transition matrix": sections.transition_matrix(report.transitions, metrics.get("transition", {}), names),
         "Classifier": sections.classifier(report.classifier, len(names)),
         "Training": sections.training(report.curves),
-        "Time": sections.time(metrics.get("seconds", {}), metrics.get("step_cost_ratio")),
+        "Time": sections.time(metrics.get("seconds", {}), metrics.get("step_cost_ratio"), metrics.get("sampling", {})),
         "Setup": sections.setup(report.environment | provenance | metrics.get("versions", {}), report.config),
     }
 

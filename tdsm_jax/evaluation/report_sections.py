@@ -266,8 +266,8 @@ def _smooth_curve(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.nd
     return means[:, 0], means[:, 1]
 
 
-def time(seconds: Mapping[str, Any], step_cost_ratio: float | None) -> str:
-    """`seconds`: stage -> seconds. `step_cost_ratio`: a TDSM step over a DSM step, if known."""
+def time(seconds: Mapping[str, Any], step_cost_ratio: float | None, sampling: Mapping[str, Mapping[str, Any]]) -> str:
+    """`seconds`: stage -> seconds. `step_cost_ratio`: a TDSM step over a DSM step. `sampling`: method -> its cost."""
     seconds = {stage: s for stage, s in seconds.items() if is_number(s)}
     if not seconds:
         return ""
@@ -278,8 +278,14 @@ def time(seconds: Mapping[str, Any], step_cost_ratio: float | None) -> str:
         for stage, s in seconds.items()
     )
     cost = f" A TDSM training step took {step_cost_ratio:.2f} times a DSM step." if is_number(step_cost_ratio) else ""
+    drawn = [
+        f"{escape(label(m))} {c['images_per_second']:.3g} images/s by {c['evaluations']:.0f} evaluations an image"
+        for m, c in sampling.items()
+        if is_number(c.get("images_per_second"))
+    ]
+    sampled = f" Sampling: {', '.join(drawn)}." if drawn else ""
     return (
-        f"<p>{_duration(sum(seconds.values()))} in all.{cost}</p>"
+        f"<p>{_duration(sum(seconds.values()))} in all.{cost}{sampled}</p>"
         f'<div class="scroll"><table class="time"><tbody>{rows}</tbody></table></div>'
     )
 
