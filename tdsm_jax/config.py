@@ -38,6 +38,11 @@ def base_config(config_file: str) -> ml_collections.ConfigDict:
     return sibling(config_file, "base.py").get_config()
 
 
+def default_config() -> ml_collections.ConfigDict:
+    """Returns the defaults of every key: those of configs/base.py beside the package."""
+    return load_module(pathlib.Path(__file__).parents[1] / "configs" / "base.py").get_config()
+
+
 def sibling(config_file: str, name: str) -> Any:
     """Returns the module of the config file `name` beside `config_file`."""
     return load_module(pathlib.Path(config_file).with_name(name))

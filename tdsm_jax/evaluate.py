@@ -31,9 +31,8 @@ from tdsm_jax.evaluation.measure import Observed, chosen_metrics
 from tdsm_jax.evaluation.references import Reference
 from tdsm_jax.extractors import open_extractor
 from tdsm_jax.sampler import Sampler, Sampling, drawn
-from tdsm_jax.sampling_options import add_sampling_options, asked_sampling, model_path
-from tdsm_jax.training import checkpoint, model_file
-from tdsm_jax.training.manifests import manifest_of
+from tdsm_jax.sampling_options import add_sampling_options, asked_sampling, model_identity, model_path
+from tdsm_jax.training import model_file
 from tdsm_jax.training.parallel import DataMesh, data_mesh
 from tdsm_jax.training.state import stream_key
 
@@ -67,7 +66,7 @@ def main(arguments: argparse.Namespace) -> None:
     path = model_path(arguments.checkpoint)
     evaluation = _evaluation(arguments, sampling, path, out)
     settings = _settings(arguments, path, evaluation)
-    _check_same(out, settings)
+    check_same(out, settings)
     seeds = range(arguments.seed, arguments.seed + arguments.repeats)
     exports = _exports(arguments, out, seeds)
     floor = _floor(arguments, evaluation)
@@ -137,32 +136,28 @@ def _settings(arguments: argparse.Namespace, path: paths.Path, evaluation: Evalu
     """What every repeat depends on, beside its seed."""
     extractor = evaluation.extractor
     return {
-        "model": _model_of(path),
+        "model": model_identity(path),
         "n": arguments.n,
         "labels": arguments.labels,
-        **_sampling_settings(evaluation.sampler.settings),
+        **sampling_settings(evaluation.sampler.settings),
         "metrics": list(evaluation.metrics),
         "reference": _named(arguments.reference),
         "extractor": {"name": extractor.name, "digest": extractor.digest},
     }
 
 
-def _sampling_settings(sampling: Sampling) -> dict[str, Any]:
+def sampling_settings(sampling: Sampling) -> dict[str, Any]:
     """How images are drawn: three of the settings always, the others where they are not the defaults."""
     always = {name: getattr(sampling, name) for name in ("steps", "rho", "guidance")}
-    weak = {"autoguidance": _model_of(model_path(sampling.autoguidance))} if sampling.autoguidance else {}
+    weak = {"autoguidance": model_identity(paths.absolute(sampling.autoguidance))} if sampling.autoguidance else {}
     return always | sampling.chosen | weak
-
-
-def _model_of(path: paths.Path) -> dict[str, str]:
-    return {"path": str(path), "sha256": files.file_digest(manifest_of(path) if checkpoint.is_step(path) else path)}
 
 
 def _named(path: str) -> dict[str, str]:
     return {"path": path, "sha256": files.file_digest(path)}
 
 
-def _check_same(out: paths.Path, settings: dict[str, Any]) -> None:
+def check_same(out: paths.Path, settings: dict[str, Any]) -> None:
     """Raises `UserError` where a folder holds the results of other settings; where files lie makes no difference."""
     if not paths.exists(out / "settings.json"):
         return

@@ -1,15 +1,17 @@
 """The options that commands share which draw images from a model: the model, and how it is sampled."""
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from tdsm_jax import paths
+from tdsm_jax import files, paths
 from tdsm_jax.diffusion.sampling import SCHEDULES, SOLVERS
 from tdsm_jax.errors import UserError
 from tdsm_jax.sampler import Sampling, check_sampling, sampling_of
 from tdsm_jax.training import checkpoint
+from tdsm_jax.training.manifests import manifest_of
 from tdsm_jax.training.parallel import round_up
 
 
@@ -28,11 +30,18 @@ def model_path(given: str, option: str = "checkpoint") -> paths.Path:
     return steps[-1]
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+def model_identity(path: paths.Path) -> dict[str, str]:
+    """Returns where a model, or a checkpoint, lies and the hash that says which one it is."""
+    return {"path": str(path), "sha256": files.file_digest(manifest_of(path) if checkpoint.is_step(path) else path)}
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, left_out: Collection[str] = ()) -> None:
     """Adds the options that say how images are drawn from a model, those of config section `sampling`."""
     group = parser.add_argument_group("sampling")
 
     def add(name: str, default: Any, words: str, **options: Any) -> None:
+        if name in left_out:
+            return
         shown = f"{words} (%(default)s)" if default not in ("", ()) else words
         group.add_argument(f"--{name}", default=default, help=shown, **{"type": type(default)} | options)
 
@@ -56,7 +65,14 @@ def _interval(text: str) -> tuple[float, ...]:
 
 
 def asked_sampling(arguments: argparse.Namespace) -> Sampling:
-    """Returns the settings of `add_sampling_options`; what cannot be is a `UserError`."""
+    """Returns the settings of `add_sampling_options`; what cannot be, or does not go together, is a `UserError`."""
+    sampling = given_sampling(arguments)
+    check_sampling(sampling, "--")
+    return sampling
+
+
+def given_sampling(arguments: argparse.Namespace) -> Sampling:
+    """Returns the settings of `add_sampling_options`, each checked by itself."""
     for name in ("steps", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
@@ -71,6 +87,4 @@ def asked_sampling(arguments: argparse.Namespace) -> Sampling:
         if not 0 <= getattr(arguments, name) <= 1:
             raise UserError(f"--{name} must lie in [0, 1], got {getattr(arguments, name)}")
     weak = str(model_path(arguments.autoguidance, "autoguidance")) if arguments.autoguidance else ""
-    sampling = sampling_of(arguments, batch_size=round_up(arguments.batch_size), autoguidance=weak)
-    check_sampling(sampling, "--")
-    return sampling
+    return sampling_of(arguments, batch_size=round_up(arguments.batch_size), autoguidance=weak)

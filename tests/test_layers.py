@@ -12,7 +12,7 @@ ROOMS = (
     "labels", "networks", "diffusion", "data", "training", "evaluation", "interop",
     "sampler", "extractors", "config", "validation", "pipeline", "paper", "run_data", "run", "checks", "label_stages",
     "model_stages", "refinement", "judge_stages", "results", "robust_losses", "plan", "make_ref_stats", "compare",
-    "sampling_options", "evaluate", "main", "benchmark",
+    "sampling_options", "evaluate", "sweep", "main", "benchmark",
 )  # fmt: skip
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 EVALUATION_MATHS = ("pairs", "frechet", "neighbours", "kernels", "statistics", "class_wise")

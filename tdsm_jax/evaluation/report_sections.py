@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -266,7 +267,9 @@ def _smooth_curve(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.nd
     return means[:, 0], means[:, 1]
 
 
-def time(seconds: Mapping[str, Any], step_cost_ratio: float | None, sampling: Mapping[str, Mapping[str, Any]]) -> str:
+def time(
+    seconds: Mapping[str, Any], step_cost_ratio: float | None, sampling: Mapping[str, Any] = MappingProxyType({})
+) -> str:
     """`seconds`: stage -> seconds. `step_cost_ratio`: a TDSM step over a DSM step. `sampling`: method -> its cost."""
     seconds = {stage: s for stage, s in seconds.items() if is_number(s)}
     if not seconds:
