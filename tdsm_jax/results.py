@@ -54,6 +54,11 @@ def counts(run: Run) -> dict[str, int]:
     return {"samples": made, "compared_with": len(compared_with(run).labels), "test": len(run.test_set.labels)}
 
 
+def evaluations(run: Run, method: str) -> float:
+    """Returns how often the score network was evaluated for an image of a method."""
+    return files.read_json(run.workdir / "samples" / f"{method}.json")["evaluations"]
+
+
 def judges(run: Run, real: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns what each judge's word is worth: its accuracy on real test images, and the hash of its weights."""
     if run.reference is None:
@@ -86,7 +91,7 @@ def collect_metrics(run: Run) -> dict[str, Any]:
         "judges": judges(run, real),
         "transition": {k: table[k] for k in ("estimator", "relative_l1", "condition_number")},
         "classifier": table["classifier"],
-        "sampling": {m: files.read_json(run.workdir / "samples" / f"{m}.json") for m in run.config.methods},
+        "evaluations": {m: evaluations(run, m) for m in run.config.methods},
         **({} if run.labels_are_clean else {"labels_as_given": without_true_labels(run)}),
         **({"refinement": files.read_json(run.workdir / "refinement.json")} if "refined" in methods else {}),
         "seconds": pipeline.seconds(run.workdir),

@@ -110,9 +110,9 @@ class Cost:
     earlier process has drawn them all.
     """
 
-    evaluations: float | None = None  # of the score network, and of the weaker one of autoguidance
-    classifier_evaluations: float | None = None
-    images_per_second: float | None = None
+    evaluations: float  # of the score network, and of the weaker one of autoguidance
+    classifier_evaluations: float
+    images_per_second: float | None
 
 
 class Drawn(NamedTuple):
@@ -219,32 +219,32 @@ def drawn(
         return normal_like(example_keys(noise_key, step, index), latents)
 
     size = min(sampler.settings.batch_size, parallel.round_up(len(labels)))
-    images = finished_parts(parts)
-    done, seconds, before = sum(map(len, images)), [], sampler.counts
+    batches, seconds = finished_parts(parts), []
+    done = sum(len(batch["images"]) for batch in batches)
     hosts.check_equal(str(done), f"number of finished images in {parts}")
     with Progress(title, -(-(len(labels) - done) // size), size) as progress:
         for start in range(done, len(labels), size):
             hosts.stop_if_asked()
-            began = time.perf_counter()
+            began, before = time.perf_counter(), sampler.counts
             index = (start + mesh.rows(size)) % len(labels)  # the last batch is filled up
             batch = parallel.split({"index": index, "label": labels[index]}, mesh)
             latents = latents_of(batch["index"])
             noise = functools.partial(noise_of, index=batch["index"], latents=latents)
             made = parallel.gather(sampler.images(latents, batch["label"], noise))
             seconds.append(time.perf_counter() - began)
-            images.append(to_uint8(made)[: len(labels) - start])
-            files.write_arrays(parts / f"{start:08d}.npz", {"images": images[-1]})
+            batch = {"images": to_uint8(made)[: len(labels) - start], "evaluations": sampler.counts - before}
+            files.write_arrays(parts / f"{start:08d}.npz", batch)
+            batches.append(batch)
             progress.update()
-    if not seconds:
-        return Drawn(np.concatenate(images), Cost())
-    evaluations = ((sampler.counts - before) / len(seconds)).tolist()
-    return Drawn(np.concatenate(images), Cost(*evaluations, size / float(np.median(seconds[1:] or seconds))))
+    evaluations = np.mean([batch["evaluations"] for batch in batches], axis=0).tolist()
+    rate = size / float(np.median(seconds[1:] or seconds)) if seconds else None
+    return Drawn(np.concatenate([batch["images"] for batch in batches]), Cost(*evaluations, rate))
 
 
-def finished_parts(folder: paths.Path) -> list[np.ndarray]:
-    """Returns the images of the batches that an interrupted sampling has finished, without a gap from the first on."""
-    images, done = [], 0
+def finished_parts(folder: paths.Path) -> list[dict[str, np.ndarray]]:
+    """Returns the batches that an interrupted sampling has finished, without a gap from the first on."""
+    batches, done = [], 0
     while paths.exists(path := folder / f"{done:08d}.npz"):
-        images.append(files.read_arrays(path)["images"])
-        done += len(images[-1])
-    return images
+        batches.append(files.read_arrays(path))
+        done += len(batches[-1]["images"])
+    return batches

@@ -2,12 +2,16 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import FrozenConfigDict
 
+from tdsm_jax import config as configuration
+from tdsm_jax import plan
 from tdsm_jax.data.dataset import to_uint8
 from tdsm_jax.diffusion.process import EDM
 from tdsm_jax.diffusion.sampling import edm_sigmas, heun
@@ -16,12 +20,17 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.labels.corruption import transition_matrix
 from tdsm_jax.networks.classifier import Classifier
 from tdsm_jax.networks.unet import UNet
+from tdsm_jax.run import Run
 from tdsm_jax.sampler import Correction, Sampler, Sampling, check_sampling, drawn, sampling_call
 from tdsm_jax.training import model_file
 from tdsm_jax.training.calibration import SIGMAS
 from tdsm_jax.training.cross_fit import CrossFitted, Weigher, averaged_logits, fold_logits
 from tdsm_jax.training.model_file import Model
 from tdsm_jax.training.parallel import data_mesh
+from tdsm_jax.training.state import initial_variables
+from tdsm_jax.validation import validate
+
+DIGITS = configuration.load_module(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
 
 KEY, LABELS, SHAPE = jax.random.key(3), np.arange(10, dtype=np.int32) % 3, (8, 8, 1)
 PLAIN = Sampling(batch_size=8, steps=4)
@@ -39,7 +48,8 @@ def model(seed=0, num_classes=3):
 
 def correction(folds=2, K=3, limit=5.0):
     network = Classifier(K, (8,), 16, 0.0)
-    stacked = [network.init(jax.random.key(f), jnp.zeros((1, *SHAPE)), jnp.zeros(1)) for f in range(folds)]
+    x, sigma = jnp.zeros((1, *SHAPE)), jnp.zeros(1)
+    stacked = [initial_variables(network, jax.random.key(f), x, sigma) for f in range(folds)]
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves)[:, None], *stacked)
     classifiers = CrossFitted(params, jnp.full((folds, len(SIGMAS)), 1.5))
     return Correction(unmixing_terms(transition_matrix("sym", K, 0.3), 9), Weigher(network, EDM()), classifiers, limit)
@@ -140,8 +150,9 @@ def test_a_model_of_noisy_labels_is_corrected(tmp_path):
 def test_the_posterior_of_a_new_image_is_the_mean_over_folds():
     _, weigher, classifiers, _ = correction()
     x, sigma = jax.random.normal(KEY, (4, *SHAPE)), jnp.array([0.1, 0.5, 2.0, 60.0])
-    h = [jax.nn.softmax(fold_logits(weigher, classifiers, f, x, sigma)) for f in range(2)]
-    averaged = jax.nn.softmax(averaged_logits(weigher, classifiers, x, sigma))
+    one, mean = (jax.jit(f, static_argnums=n) for f, n in ((fold_logits, (0, 2)), (averaged_logits, 0)))
+    h = [jax.nn.softmax(one(weigher, classifiers, f, x, sigma)) for f in range(2)]
+    averaged = jax.nn.softmax(mean(weigher, classifiers, x, sigma))
     np.testing.assert_allclose(averaged, (h[0] + h[1]) / 2, atol=1e-6)
     assert np.abs(h[0] - h[1]).max() > 1e-3
 
@@ -175,3 +186,24 @@ def test_settings_name_what_differs_from_the_defaults():
     assert with_(churn_interval=(1.0, 2.0), guidance=2.0).chosen == {
         "steps": 4, "churn_interval": [1.0, 2.0], "guidance": 2.0,
     }  # fmt: skip
+
+
+def test_samples_are_made_again_where_what_they_read_has_changed(tmp_path):
+    config = DIGITS.get_config("methods=dsm+corrected")
+    config.sampling.update(guidance=2.0, autoguidance=str(tmp_path / "weak.npz"))
+    validate(config)
+    with pytest.raises(UserError, match="weak.npz: no such file"):
+        plan.units(Run(FrozenConfigDict(config), tmp_path))
+    found = []
+    for content in ("one", "other"):
+        (tmp_path / "weak.npz").write_text(content)
+        found.append({unit.name: unit for unit in plan.units(Run(FrozenConfigDict(config), tmp_path))})
+    assert "score/corrected" not in found[0] and list(found[0]).index("sample/corrected") > list(found[0]).index(
+        "score/dsm"
+    )
+    assert found[0]["sample/corrected"].needs == ("score/dsm", "transition")
+    assert "correction" in found[0]["sample/corrected"].reads and "correction" not in found[0]["sample/dsm"].reads
+    for name in ("sample/dsm", "sample/corrected"):
+        assert found[0][name].inputs.keys() == {str(tmp_path / "weak.npz")}
+        assert found[0][name].inputs != found[1][name].inputs
+    assert found[0]["measure/corrected"].needs == ("judge", "sample/corrected")

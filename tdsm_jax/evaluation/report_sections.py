@@ -268,9 +268,11 @@ def _smooth_curve(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.nd
 
 
 def time(
-    seconds: Mapping[str, Any], step_cost_ratio: float | None, sampling: Mapping[str, Any] = MappingProxyType({})
+    seconds: Mapping[str, Any], step_cost_ratio: float | None, evaluations: Mapping[str, float] = MappingProxyType({})
 ) -> str:
-    """`seconds`: stage -> seconds. `step_cost_ratio`: a TDSM step over a DSM step. `sampling`: method -> its cost."""
+    """`seconds`: stage -> seconds. `step_cost_ratio`: a TDSM step over a DSM step. `evaluations`: method ->
+    how often the network is evaluated for an image.
+    """
     seconds = {stage: s for stage, s in seconds.items() if is_number(s)}
     if not seconds:
         return ""
@@ -281,12 +283,8 @@ def time(
         for stage, s in seconds.items()
     )
     cost = f" A TDSM training step took {step_cost_ratio:.2f} times a DSM step." if is_number(step_cost_ratio) else ""
-    drawn = [
-        f"{escape(label(m))} {c['images_per_second']:.3g} images/s by {c['evaluations']:.0f} evaluations an image"
-        for m, c in sampling.items()
-        if is_number(c.get("images_per_second"))
-    ]
-    sampled = f" Sampling: {', '.join(drawn)}." if drawn else ""
+    drawn = [f"{escape(label(m))} {count:.0f}" for m, count in evaluations.items() if is_number(count)]
+    sampled = f" Evaluations of the network an image: {', '.join(drawn)}." if drawn else ""
     return (
         f"<p>{_duration(sum(seconds.values()))} in all.{cost}{sampled}</p>"
         f'<div class="scroll"><table class="time"><tbody>{rows}</tbody></table></div>'
