@@ -33,7 +33,7 @@ from tdsm_jax.extractors import open_extractor
 from tdsm_jax.sampler import Sampler, Sampling, drawn
 from tdsm_jax.sampling_options import add_sampling_options, asked_sampling, model_identity, model_path
 from tdsm_jax.training import model_file
-from tdsm_jax.training.parallel import DataMesh, data_mesh
+from tdsm_jax.training.parallel import data_mesh
 from tdsm_jax.training.state import stream_key
 
 _LABELS_SEED = 0
@@ -49,7 +49,6 @@ class Evaluation(NamedTuple):
     reference: Reference
     metrics: tuple[str, ...]
     extractor: Any
-    mesh: DataMesh
     out: paths.Path
 
 
@@ -118,7 +117,7 @@ def _evaluation(arguments: argparse.Namespace, sampling: Sampling, path: paths.P
     metrics = chosen_metrics(asked_metrics(arguments.metrics), reference.real, extractor.classifies, bool(K))
     labels = _labels(arguments, reference, K)
     measure.check_sizes(metrics, reference.real, len(labels), labels)
-    return Evaluation(Sampler(model, sampling, mesh), labels, reference, metrics, extractor, mesh, out)
+    return Evaluation(Sampler(model, sampling, mesh), labels, reference, metrics, extractor, out)
 
 
 def _labels(arguments: argparse.Namespace, reference: Reference, K: int) -> np.ndarray:
@@ -224,7 +223,7 @@ def _repeat(evaluation: Evaluation, seed: int, export: paths.Path | None) -> dic
     """Draws the images of a seed, measures them, and keeps what came out."""
     e, parts = evaluation, _parts(evaluation.out, seed)
     key, images_at, features_at = stream_key(seed, "sample"), parts / "images", parts / "features"
-    images, _ = drawn(e.sampler, e.labels, key, e.mesh, images_at, f"sample seed {seed}")
+    images, _ = drawn(e.sampler, e.labels, key, images_at, f"sample seed {seed}")
     if len(images) != len(e.labels):
         raise AssertionError(f"{len(images)} images for {len(e.labels)} labels")
     labels = e.labels if e.sampler.model.network.num_classes else None

@@ -40,7 +40,7 @@ def sample(run: Run, method: str) -> None:
     labels = np.arange(c.per_class * K, dtype=np.int32) % K  # sample i depends on i alone
     key, parts = stream_key(run.config.seed, "sample"), run.workdir / "samples" / f"{method}.parts"
     sampler = Sampler(model, sampling_of(c), run.mesh, run.correction if method == "corrected" else None)
-    made = drawn(sampler, labels, key, run.mesh, parts, f"sample/{method}")
+    made = drawn(sampler, labels, key, parts, f"sample/{method}")
     files.write_arrays(run.workdir / "samples" / f"{method}.npz", {"images": made.images, "labels": labels})
     files.write_json(run.workdir / "samples" / f"{method}.json", dataclasses.asdict(made.cost))
     run.write_grid(f"samples/{method}.png", made.images, labels, K)

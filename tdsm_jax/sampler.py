@@ -146,11 +146,11 @@ class Sampler:
     """A model on the devices of a mesh, with all that its samples depend on but their keys and labels."""
 
     def __init__(self, model: Model, settings: Sampling, mesh: parallel.DataMesh, correction: Correction | None = None):
-        self.model, self.settings, self._correction = model, settings, correction
+        self.model, self.settings, self.mesh, self._correction = model, settings, mesh, correction
         self._check()
         self.counts = np.zeros(2, int)  # evaluations so far: of score networks, of classifiers
-        self._denoise = self._counted(model, mesh)
-        self._weak = self._counted(_weaker(model, settings.autoguidance), mesh) if settings.autoguidance else None
+        self._denoise = self._counted(model)
+        self._weak = self._counted(weaker_model(settings.autoguidance, model)) if settings.autoguidance else None
         self._classifiers = None if correction is None else parallel.replicate(correction.classifiers, mesh)
         self._sigmas = sampling.noise_levels(settings.schedule, model.process, settings.steps, settings.rho)
 
@@ -162,8 +162,8 @@ class Sampler:
             K, found = len(self._correction.terms.S), self.model.network.num_classes
             raise UserError(f"the correction is one of {K} classes and the model has {found}; give those of one run")
 
-    def _counted(self, model: Model, mesh: parallel.DataMesh) -> Denoise:
-        call, params = sampling_call(model.network, model.process), parallel.replicate(model.params, mesh)
+    def _counted(self, model: Model) -> Denoise:
+        call, params = sampling_call(model.network, model.process), parallel.replicate(model.params, self.mesh)
 
         def denoise(x: jax.Array, sigma: np.ndarray, label: jax.Array) -> jax.Array:
             self.counts = self.counts + (1, 0)
@@ -191,8 +191,8 @@ class Sampler:
         return solver.solve(lambda x, sigma: denoise(x, sigma, label), latents, self._sigmas, *more)
 
 
-def _weaker(model: Model, path: str) -> Model:
-    """Reads the model of autoguidance; one of other images or classes is a `UserError`."""
+def weaker_model(path: str, model: Model) -> Model:
+    """Reads the model that guides `model`; one of other images or classes is a `UserError`."""
     weak = model_file.read(path)
     for what, a, b in (
         ("image shape", weak.image_shape, model.image_shape),
@@ -203,14 +203,12 @@ def _weaker(model: Model, path: str) -> Model:
     return weak._replace(network=weak.network.clone(attention=model.network.attention))
 
 
-def drawn(
-    sampler: Sampler, labels: np.ndarray, key: jax.Array, mesh: parallel.DataMesh, parts: paths.Path, title: str
-) -> Drawn:
+def drawn(sampler: Sampler, labels: np.ndarray, key: jax.Array, parts: paths.Path, title: str) -> Drawn:
     """Returns one image for each of `labels` int [N]; image i depends on the key, i and its label.
 
     Every batch is kept in the folder `parts` until the caller removes it: an interrupted sampling goes on after them.
     """
-    shape = sampler.model.image_shape
+    shape, mesh = sampler.model.image_shape, sampler.mesh
     latents_of = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape)))
     noise_key = jax.random.fold_in(key, zlib.crc32(b"churn"))  # far beyond any image's number
 

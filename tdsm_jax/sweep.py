@@ -184,7 +184,7 @@ def measure(sweep: Sweep, cell: Cell) -> None:
     correction = correction_of(sweep) if sweep.arguments.corrected else None
     sampler = Sampler(sweep.model, cell.sampling(sweep.others), run.mesh, correction)
     key = stream_key(sweep.arguments.seed, "sample")
-    images, cost = drawn(sampler, sweep.labels, key, run.mesh, parts, cell.name)
+    images, cost = drawn(sampler, sweep.labels, key, parts, cell.name)
     made = Labelled(images, sweep.labels)
     values = judge_stages.judged(run, made, f"CAS of {cell.name}", cas=not sweep.arguments.no_cas, kept=False)
     files.write_arrays(_images(sweep.out, cell), {"images": images[:_SHOWN]})

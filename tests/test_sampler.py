@@ -58,7 +58,7 @@ def correction(folds=2, K=3, limit=5.0):
 def draw(tmp_path, settings=PLAIN, given=None, correct=None, labels=LABELS):
     mesh = data_mesh()
     parts = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-    return drawn(Sampler(given or model(), settings, mesh, correct), labels, KEY, mesh, parts, "sample")
+    return drawn(Sampler(given or model(), settings, mesh, correct), labels, KEY, parts, "sample")
 
 
 def with_(**changes):
@@ -106,7 +106,7 @@ def test_churn_is_fresh_in_each_step_and_image(tmp_path):
 
     mesh = data_mesh()
     settings = with_(solver="stochastic_heun", churn=1.0)
-    drawn(Watching(model(), settings, mesh), LABELS[:8], KEY, mesh, tmp_path / "parts", "sample")
+    drawn(Watching(model(), settings, mesh), LABELS[:8], KEY, tmp_path / "parts", "sample")
     rows = np.concatenate([noise.reshape(8, -1) for noise in seen])
     correlation = np.corrcoef(rows) - np.eye(16)
     assert np.abs(correlation).max() < 0.6 and rows.std() == pytest.approx(1, abs=0.05)

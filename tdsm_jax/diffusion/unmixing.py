@@ -60,6 +60,7 @@ def _without_median(column: np.ndarray, y: int) -> np.ndarray:
     return min(tried, key=lambda rest: np.count_nonzero(np.delete(rest, y)))
 
 
+@jax.jit
 def factors(terms: Terms, log_h: jax.Array, label: jax.Array, limit: float) -> jax.Array:
     """Returns what multiplies M_j - D_null of each term of each example, [B,E].
 
@@ -83,15 +84,18 @@ def unmixed(
     limit: float,
 ) -> Denoise:
     """Returns the clean-label denoiser of a model `M` of noisy labels: an evaluation a term, and one of `D_null`."""
-    weigh = jax.jit(lambda log_h, label: factors(terms, log_h, label, limit))
-    add = jax.jit(lambda D, factor, M_j, u: D + per_example(factor, D) * (M_j - u))
     classes = jnp.asarray(terms.classes)
 
     def denoise(x: jax.Array, sigma: jax.Array, label: jax.Array, *extra: jax.Array) -> jax.Array:
         u = D_null(x, sigma, label, *extra)
-        factor, D = weigh(log_posterior(x, sigma), label), u
+        factor, D = factors(terms, log_posterior(x, sigma), label, limit), u
         for e in range(classes.shape[1]):
-            D = add(D, factor[:, e], M(x, sigma, classes[label, e], *extra), u)
+            D = _with_term(D, factor[:, e], M(x, sigma, classes[label, e], *extra), u)
         return D
 
     return denoise
+
+
+@jax.jit
+def _with_term(D: jax.Array, factor: jax.Array, M_j: jax.Array, u: jax.Array) -> jax.Array:
+    return D + per_example(factor, D) * (M_j - u)
