@@ -16,6 +16,7 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import sweep_page
 
 DIGITS = configuration.load_module(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
+STAGES = ("labels", "classifier", "transition", "score", "sample", "judge")
 FEW = ("--per_class=8", "--steps=2,4", "--at_steps=4", "--batch_size=40", "--no_cas")
 
 
@@ -25,8 +26,9 @@ def run(tmp_path_factory):
     config = DIGITS.get_config("smoke,methods=dsm+corrected,seed=3")
     config.correction.limit = 4.0
     config.sampling.guidance = 2.0
-    stages = ("labels", "classifier", "transition", "score", "sample", "judge", "measure", "report")
-    return carry_out(config, tmp_path_factory.mktemp("run"), stages)
+    config.classifier.update(folds=1, steps=10)
+    config.logging.update(log_every=10, save_every=10)
+    return carry_out(config, tmp_path_factory.mktemp("run"), STAGES)
 
 
 @pytest.fixture
@@ -57,7 +59,12 @@ def test_a_run_corrects_what_it_has_trained_already(run):
     assert not (run.workdir / "score" / "corrected").exists()
     costs = [files.read_json(run.workdir / "samples" / f"{m}.json") for m in samples]
     assert [cost["evaluations"] for cost in costs] == [14, 14]  # w = 2: D_null serves both
-    assert [cost["classifier_evaluations"] for cost in costs] == [0, 14]
+    assert [cost["classifier_evaluations"] for cost in costs] == [0, 7]
+
+
+@pytest.mark.slow
+def test_a_corrected_model_is_measured_and_reported_like_any_other(run):
+    carry_out(run.config, run.workdir, (*STAGES, "measure", "report"))
     metrics = json.loads((run.workdir / "metrics.json").read_text())
     assert metrics["evaluations"] == {"dsm": 14, "corrected": 14}
     assert 0 <= metrics["methods"]["corrected"]["label_fidelity"] <= 1
