@@ -149,6 +149,10 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "levels": 8,  # noise levels at which it denoises the image, spread as those of training
                 "draws": 1,  # of noise, at each level
             },
+            "correction": {  # method corrected: what undoes label noise while the model of dsm is sampled
+                "limit": 5.0,  # the most that a difference between denoisers is magnified
+                "slots": 9,  # other labels evaluated, at most: symmetric noise needs none, most kinds few
+            },
             "score": {
                 "label_dropout": 0.1,  # share of examples that train the null label
                 "augment": 0.0,  # probability of each augmentation, told to the network; 0.12 is EDM's
@@ -176,9 +180,18 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
             },
             "sampling": {
                 "per_class": 144,
-                "steps": 18,
-                "rho": 7.0,
+                "solver": "heun",  # euler, heun, stochastic_heun (EDM's, with churn), dpmpp_2m
+                "steps": 18,  # heun's evaluate the network 2 steps - 1 times, euler's and dpmpp_2m's once each
+                "schedule": "edm",  # of noise levels: edm; vp, ve: as these processes were published with
+                "rho": 7.0,  # edm: how they gather at small noise
+                "churn": 0.0,  # stochastic_heun: S_churn, noise added over all steps
+                "churn_interval": (),  # from S_min to S_max, the noise levels at which; (): all
+                "churn_noise": 1.0,  # S_noise, its standard deviation
                 "guidance": 1.0,  # classifier-free: D_null + guidance (D - D_null); 0: unconditional, 1: none
+                "guidance_interval": (),  # (low, high], the noise levels that are guided; (): all
+                "guidance_rescale": 0.0,  # phi: share of the contrast guidance adds that is taken back; 0.7 is common
+                "adaptive_guidance": 0.0,  # an image's guidance ends once cos(D, D_null) is above it, as .991; 0: never
+                "autoguidance": "",  # a weaker model (ema.npz, or a checkpoint's folder) to guide from, not D_null
                 "batch_size": 480,
                 "grid_columns": 8,  # of the pictures
                 "grid_rows": 20,

@@ -12,7 +12,9 @@ from tdsm_jax.evaluation.measure import NEAREST
 from tdsm_jax.labels import corruption, transition
 from tdsm_jax.networks.resnet import BLOCKS
 from tdsm_jax.run import Run
+from tdsm_jax.sampler import weaker_model
 from tdsm_jax.training import model_file, parallel
+from tdsm_jax.training.model_file import Model
 
 
 def check(run: Run) -> None:
@@ -60,6 +62,9 @@ def check_generation(run: Run) -> None:
     """Raises `UserError` where the main job does not go with its data or the files it names."""
     if run.config.init_from:
         check_initial(run)
+    if weaker := run.config.sampling.autoguidance:
+        made = Model(run.network, None, run.process, run.train_set.images.shape[1:])
+        weaker_model(weaker, run.initial if run.config.methods == ("init",) else made)
     if run.config.classifier.init_from:
         run.given_classifier()
     run.generated  # noqa: B018  raises where the file is not one for these data

@@ -24,10 +24,12 @@ METHODS = (
     "refined",  # posterior once more, its posterior corrected by the model that posterior trained
     "relabel",  # DSM on corrected labels
     "relabel_tdsm",  # tdsm on corrected labels, with the matrix of what noise is left in them
+    "corrected",  # the model of dsm, its label noise undone while it is sampled: nothing is trained
     "clean",
     "init",
 )
 MATRICES = ("known", "file", "volmin", *ESTIMATORS)  # where S comes from
+UNTRAINED = ("corrected", "init")  # methods that sample a model which is there already
 TASKS = ("generation", "robust_losses")
 PACKAGE = pathlib.Path(__file__).parent
 # The configs that come with the program: inside an installed package (setup.py puts them there), else beside it.
@@ -45,6 +47,11 @@ class _Asked(Exception):
 def base_config(config_file: str) -> ml_collections.ConfigDict:
     """Returns the defaults: `get_config()` of the base.py beside `config_file`."""
     return sibling(config_file, "base.py").get_config()
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns the defaults of every key: those of configs/base.py beside the package."""
+    return load_module(pathlib.Path(__file__).parents[1] / "configs" / "base.py").get_config()
 
 
 def sibling(config_file: str, name: str) -> Any:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tdsm_jax import files, hosts, model_stages, paths, pipeline, runtime
+from tdsm_jax import files, hosts, paths, pipeline, runtime
 from tdsm_jax.command import add_host_options, new_parser, run_on_hosts
 from tdsm_jax.compare import add_metric_options, asked_metrics
 from tdsm_jax.data import edm_zip
@@ -30,11 +30,10 @@ from tdsm_jax.evaluation import features, measure, metric_table, references
 from tdsm_jax.evaluation.measure import Observed, chosen_metrics
 from tdsm_jax.evaluation.references import Reference
 from tdsm_jax.extractors import open_extractor
-from tdsm_jax.model_stages import Sampling
-from tdsm_jax.training import checkpoint, model_file
-from tdsm_jax.training.manifests import manifest_of
-from tdsm_jax.training.model_file import Model
-from tdsm_jax.training.parallel import DataMesh, data_mesh, round_up
+from tdsm_jax.sampler import Sampler, Sampling, drawn
+from tdsm_jax.sampling_options import add_sampling_options, asked_sampling, model_identity, model_path
+from tdsm_jax.training import model_file
+from tdsm_jax.training.parallel import data_mesh
 from tdsm_jax.training.state import stream_key
 
 _LABELS_SEED = 0
@@ -45,33 +44,28 @@ _SEEDS = re.compile(r"\bseed(\d+)\.(?:json|parts)\b")
 class Evaluation(NamedTuple):
     """What is the same in all repeats."""
 
-    model: Model
-    sampling: Sampling
+    sampler: Sampler
     labels: np.ndarray  # int32 [N], the classes that are asked for
     reference: Reference
     metrics: tuple[str, ...]
     extractor: Any
-    mesh: DataMesh
     out: paths.Path
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Draws and measures every repeat that is not there yet, and writes the summary of all."""
-    for name in ("n", "repeats", "steps", "batch_size"):
+    for name in ("n", "repeats"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     if arguments.seed < 0:
         raise UserError(f"--seed must be at least 0, got {arguments.seed}")
-    if not 0 < arguments.rho < np.inf:
-        raise UserError(f"--rho must be a positive number, got {arguments.rho}")
-    if not np.isfinite(arguments.guidance):
-        raise UserError(f"--guidance must be a number, got {arguments.guidance}")
+    sampling = asked_sampling(arguments)
     out = paths.absolute(arguments.out)
     runtime.configure(compilation_cache=runtime.cache_folder(out))
     path = model_path(arguments.checkpoint)
-    evaluation = _evaluation(arguments, path, out)
+    evaluation = _evaluation(arguments, sampling, path, out)
     settings = _settings(arguments, path, evaluation)
-    _check_same(out, settings)
+    check_same(out, settings)
     seeds = range(arguments.seed, arguments.seed + arguments.repeats)
     exports = _exports(arguments, out, seeds)
     floor = _floor(arguments, evaluation)
@@ -111,22 +105,7 @@ def _text(arguments: argparse.Namespace, evaluation: Evaluation, repeats: list[d
     return f"{' '.join(words).strip()}\n\n{table}"
 
 
-def model_path(given: str) -> paths.Path:
-    """Returns the model file or the checkpoint that a path stands for: of a training the last one."""
-    path = paths.absolute(given)
-    if paths.is_file(path) or checkpoint.is_step(path):
-        return path
-    if not paths.exists(path):
-        raise UserError(f"--checkpoint={given}: no such file or folder")
-    if paths.is_file(path / "ema.npz"):
-        return path / "ema.npz"
-    steps = [step for step in paths.children(path / "checkpoints") if checkpoint.is_step(step)]
-    if not steps:
-        raise UserError(f"--checkpoint={given}: holds no ema.npz and no finished checkpoint; give WORKDIR/score/METHOD")
-    return steps[-1]
-
-
-def _evaluation(arguments: argparse.Namespace, path: paths.Path, out: paths.Path) -> Evaluation:
+def _evaluation(arguments: argparse.Namespace, sampling: Sampling, path: paths.Path, out: paths.Path) -> Evaluation:
     mesh = data_mesh()
     extractor = open_extractor(arguments.features, mesh)
     reference = references.read(arguments.reference)
@@ -138,8 +117,7 @@ def _evaluation(arguments: argparse.Namespace, path: paths.Path, out: paths.Path
     metrics = chosen_metrics(asked_metrics(arguments.metrics), reference.real, extractor.classifies, bool(K))
     labels = _labels(arguments, reference, K)
     measure.check_sizes(metrics, reference.real, len(labels), labels)
-    sampling = Sampling(arguments.steps, arguments.rho, arguments.guidance, round_up(arguments.batch_size))
-    return Evaluation(model, sampling, labels, reference, metrics, extractor, mesh, out)
+    return Evaluation(Sampler(model, sampling, mesh), labels, reference, metrics, extractor, out)
 
 
 def _labels(arguments: argparse.Namespace, reference: Reference, K: int) -> np.ndarray:
@@ -156,30 +134,34 @@ def _labels(arguments: argparse.Namespace, reference: Reference, K: int) -> np.n
 def _settings(arguments: argparse.Namespace, path: paths.Path, evaluation: Evaluation) -> dict[str, Any]:
     """What every repeat depends on, beside its seed."""
     extractor = evaluation.extractor
-    content = manifest_of(path) if checkpoint.is_step(path) else path
     return {
-        "model": {"path": str(path), "sha256": files.file_digest(content)},
+        "model": model_identity(path),
         "n": arguments.n,
         "labels": arguments.labels,
-        "steps": arguments.steps,
-        "rho": arguments.rho,
-        "guidance": arguments.guidance,
+        **sampling_settings(evaluation.sampler.settings),
         "metrics": list(evaluation.metrics),
         "reference": _named(arguments.reference),
         "extractor": {"name": extractor.name, "digest": extractor.digest},
     }
 
 
+def sampling_settings(sampling: Sampling) -> dict[str, Any]:
+    """How images are drawn: three of the settings always, the others where they are not the defaults."""
+    always = {name: getattr(sampling, name) for name in ("steps", "rho", "guidance")}
+    weak = {"autoguidance": model_identity(paths.absolute(sampling.autoguidance))} if sampling.autoguidance else {}
+    return always | sampling.chosen | weak
+
+
 def _named(path: str) -> dict[str, str]:
     return {"path": path, "sha256": files.file_digest(path)}
 
 
-def _check_same(out: paths.Path, settings: dict[str, Any]) -> None:
+def check_same(out: paths.Path, settings: dict[str, Any]) -> None:
     """Raises `UserError` where a folder holds the results of other settings; where files lie makes no difference."""
     if not paths.exists(out / "settings.json"):
         return
     there = files.read_json(out / "settings.json")
-    for name in settings:
+    for name in there | settings:
         a, b = (_without_path(s.get(name)) for s in (there, settings))
         if a != b:
             raise UserError(f"--out={out} holds an evaluation of another {name}; give another folder")
@@ -241,10 +223,10 @@ def _repeat(evaluation: Evaluation, seed: int, export: paths.Path | None) -> dic
     """Draws the images of a seed, measures them, and keeps what came out."""
     e, parts = evaluation, _parts(evaluation.out, seed)
     key, images_at, features_at = stream_key(seed, "sample"), parts / "images", parts / "features"
-    images = model_stages.drawn(e.model, e.sampling, e.labels, key, e.mesh, images_at, f"sample seed {seed}")
+    images, _ = drawn(e.sampler, e.labels, key, images_at, f"sample seed {seed}")
     if len(images) != len(e.labels):
         raise AssertionError(f"{len(images)} images for {len(e.labels)} labels")
-    labels = e.labels if e.model.network.num_classes else None
+    labels = e.labels if e.sampler.model.network.num_classes else None
     if export is not None and hosts.is_writer() and not paths.exists(export):
         files.write_json(parts / _EXPORT, {"export": str(export)})  # first: what is there later is ours
         edm_zip.write(export, images, labels)
@@ -267,7 +249,7 @@ def _floor(arguments: argparse.Namespace, evaluation: Evaluation) -> dict[str, A
     extractor = evaluation.extractor
     references.check_extractor(arguments.floor, other, extractor.name, extractor.digest, extractor.width)
     names = reference.description.get("class_names", ())
-    references.check_form(arguments.floor, other, evaluation.model.image_shape, "the model")
+    references.check_form(arguments.floor, other, evaluation.sampler.model.image_shape, "the model")
     references.check_classes(arguments.floor, other, reference.num_classes, arguments.reference, names)
     if other.real.features is None:
         raise UserError(f"--floor={arguments.floor} has no features; make one with python -m tdsm_jax.make_ref_stats")
@@ -287,10 +269,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0, help="of the first repeat (%(default)s)")
     labels = ("balanced", "reference")
     parser.add_argument("--labels", choices=labels, default="balanced", help="classes in turn, or the reference's")
-    parser.add_argument("--steps", type=int, default=18, help="of the Heun sampler: 2 N - 1 evaluations (%(default)s)")
-    parser.add_argument("--rho", type=float, default=7.0, help="spacing of its noise levels (%(default)s)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free; 1 is none (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=512, help="images at a time on all devices (%(default)s)")
+    add_sampling_options(parser)
     parser.add_argument("--floor", default="", help="a reference of other real images, in place of halves")
     parser.add_argument("--export", default="", help="keep the images, as PNG files in a .zip or a folder")
     add_host_options(parser)

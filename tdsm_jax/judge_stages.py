@@ -28,8 +28,11 @@ from tdsm_jax.training.state import Optimisation, stream_key
 MOST_COMPARED = 50_000  # real images without true classes that samples are compared with: as many as FID's of CIFAR-10
 
 
-def fit_plain(run: Run, data: Labelled, name: str, classifier: str = "stages") -> Fitted:
-    """Fits an evaluation classifier on clean-looking images and the labels that come with them."""
+def fit_plain(run: Run, data: Labelled, name: str, classifier: str = "stages", kept: bool = True) -> Fitted:
+    """Fits an evaluation classifier on clean-looking images and the labels that come with them.
+
+    With `kept` it leaves checkpoints to go on from in the folder `name` of the run.
+    """
     return classifiers.fit(
         data,
         stream_key(run.config.seed, "judge"),
@@ -38,7 +41,7 @@ def fit_plain(run: Run, data: Labelled, name: str, classifier: str = "stages") -
         S=np.eye(run.num_classes),
         mesh=run.mesh,
         seed=run.config.seed,
-        directory=run.workdir / name,
+        directory=run.workdir / name if kept else None,
     )
 
 
@@ -125,19 +128,21 @@ def look(run: Run, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def measure(run: Run, method: str) -> None:
     """samples + judge -> measures/<method>/: fidelity, CAS, distances to the clean training images"""
-    made = run.samples(method)
+    files.write_json(measures_file(run, method), judged(run, run.samples(method), f"measures/{method}/cas"))
+
+
+def judged(run: Run, made: Labelled, name: str, *, cas: bool = True, kept: bool = True) -> dict[str, Any]:
+    """Returns what the small judge makes of images and their labels; `name` and `kept`: of `fit_plain`, for CAS."""
     seen, features = look(run, made.images)
     values = distances(run, features, made.labels)
-    if run.reference is not None:
-        trained_on_made = fit_plain(run, made, f"measures/{method}/cas").params
+    if run.reference is None:
+        return values
+    scores = accuracies("label_fidelity", seen, made.labels, run.num_classes)
+    if cas:
+        trained_on_made = fit_plain(run, made, name, kept=kept).params
         guessed, _ = judge.look(run.judge, trained_on_made, run.test_set.images, run.mesh)
-        values = {
-            **accuracies("label_fidelity", seen, made.labels, run.num_classes),
-            **accuracies("cas", guessed, run.test_set.labels, run.num_classes),
-            "confusion": statistics.confusion(made.labels, seen, run.num_classes),
-            **values,
-        }
-    files.write_json(measures_file(run, method), values)
+        scores |= accuracies("cas", guessed, run.test_set.labels, run.num_classes)
+    return {**scores, "confusion": statistics.confusion(made.labels, seen, run.num_classes), **values}
 
 
 def measure_labels(run: Run, method: str, classifier: str) -> None:

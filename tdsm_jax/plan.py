@@ -53,7 +53,7 @@ def units(run: Run) -> list[Unit]:
     """Returns the units of a run, in order."""
     if run.config.task == "robust_losses":
         return _robust_losses_units(run)
-    in_order = sorted(run.config.methods, key=lambda method: method == "refined")  # which goes on from another
+    in_order = sorted(run.config.methods, key=lambda m: m in ("refined", "corrected"))  # which go on from others
     models = [unit for method in in_order for unit in _model_units(run, method)]
     return [*_label_units(run), *models, *_result_units(run)]
 
@@ -112,11 +112,16 @@ def _weight_units(run: Run, needed: str) -> list[Unit]:
 
 def _model_units(run: Run, method: str) -> list[Unit]:
     trained, sampled = f"score/{method}", f"sample/{method}"
-    pictures, parts = (f"samples/{method}.npz", f"samples/{method}.png"), (f"samples/{method}.parts",)
-    initial = _given(run.config.init_from)
+    pictures = tuple(f"samples/{method}.{ending}" for ending in ("npz", "png", "json"))
+    parts = (f"samples/{method}.parts",)
+    initial, weak = _given(run.config.init_from), _given(run.config.sampling.autoguidance)
     if method == "init":
         reads = ("seed", "sampling")
-        return [_unit(run, sampled, model_stages.sample, reads, (), pictures, method, inputs=initial, scratch=parts)]
+        given = {**initial, **weak}
+        return [_unit(run, sampled, model_stages.sample, reads, (), pictures, method, inputs=given, scratch=parts)]
+    if method == "corrected":
+        reads, needs = ("sampling", "correction"), ("score/dsm", "transition")
+        return [_unit(run, sampled, model_stages.sample, reads, needs, pictures, method, inputs=weak, scratch=parts)]
     reads = ("seed", "data", "network", "process", "score")
     needs = () if method == "clean" else ("labels", *_corrupted(run))
     if reads_table(method):
@@ -134,7 +139,9 @@ def _model_units(run: Run, method: str) -> list[Unit]:
     return [
         *before,
         _unit(run, trained, model_stages.train_score, reads, needs, makes, method, inputs=initial),
-        _unit(run, sampled, model_stages.sample, ("sampling",), (trained,), pictures, method, scratch=parts),
+        _unit(
+            run, sampled, model_stages.sample, ("sampling",), (trained,), pictures, method, inputs=weak, scratch=parts
+        ),
     ]
 
 
@@ -145,7 +152,7 @@ def _given(path: str) -> dict[str, str]:
     folder = paths.absolute(path)
     file = manifest_of(folder) if checkpoint.is_step(folder) else folder
     if not paths.is_file(file):
-        raise UserError(f"{path}: no such file (a config key init_from, or generated, names it)")
+        raise UserError(f"{path}: no such file (a config key init_from, generated or autoguidance names it)")
     return {path: files.file_digest(file)}
 
 

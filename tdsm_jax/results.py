@@ -55,6 +55,11 @@ def counts(run: Run) -> dict[str, int]:
     return {"samples": made, "compared_with": len(compared_with(run).labels), "test": len(run.test_set.labels)}
 
 
+def evaluations(run: Run, method: str) -> float:
+    """Returns how often the score network was evaluated for an image of a method."""
+    return files.read_json(run.workdir / "samples" / f"{method}.json")["evaluations"]
+
+
 def judges(run: Run, real: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns what each judge's word is worth: its accuracy on real test images, and the hash of its weights."""
     if run.reference is None:
@@ -89,6 +94,7 @@ def collect_metrics(run: Run) -> dict[str, Any]:
         "transition": {k: table[k] for k in ("estimator", "relative_l1", "condition_number")},
         "classifier": table["classifier"],
         **({} if run.config.image_noise.kind == "off" else {"corrupted_images": corrupted_images(run)}),
+        "evaluations": {m: evaluations(run, m) for m in run.config.methods},
         **({} if run.labels_are_clean else {"labels_as_given": without_true_labels(run)}),
         **({"refinement": files.read_json(run.workdir / "refinement.json")} if "refined" in methods else {}),
         "seconds": pipeline.seconds(run.workdir),
@@ -132,7 +138,7 @@ def write_report(run: Run) -> None:
         made = run.samples(m)
         images[m] = run.grid(made.images, made.labels, run.num_classes)
     folds = [f"classifier/fold{f}" for f in range(run.config.classifier.folds)]  # of an ensemble the first member
-    trained = [*folds, *(f"score/{m}" for m in run.config.methods if m != "init")]
+    trained = [*folds, *(f"score/{m}" for m in run.config.methods if m not in configuration.UNTRAINED)]
     files.write_json(run.workdir / "metrics.json", metrics)
     noise = run.label_file
     kind, drawn = "labels as given", {}

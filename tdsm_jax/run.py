@@ -19,6 +19,7 @@ from tdsm_jax.diffusion.mixture import floor_slots
 from tdsm_jax.diffusion.process import EDM, PROCESSES, Process
 from tdsm_jax.diffusion.residuals import Residual
 from tdsm_jax.diffusion.weightings import initial_uncertainty
+from tdsm_jax.diffusion.unmixing import unmixing_terms
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import grids
 from tdsm_jax.labels import transition
@@ -29,6 +30,7 @@ from tdsm_jax.networks.mnist_cnn import MnistCNN
 from tdsm_jax.networks.resnet import BLOCKS, ResNet
 from tdsm_jax.networks.unet import UNet
 from tdsm_jax.run_data import RunData
+from tdsm_jax.sampler import Correction
 from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training import loop, model_file, parallel, score
 from tdsm_jax.training.classifier import Fitted, Labelled
@@ -197,9 +199,16 @@ class Run(RunData):
         key = stream_key(self.config.seed, "network")
         return initial_variables(self.network, key, x, zero, zero.astype(jnp.int32))
 
+    @property
+    def correction(self) -> Correction:
+        """What undoes the label noise of the model of method dsm while it is sampled."""
+        c = self.config.correction
+        terms = unmixing_terms(np.asarray(self.table.S), c.slots)
+        return Correction(terms, self.weigher, self.cross_fitted, c.limit)
+
     def model(self, method: str) -> Model:
-        """Returns the model that a method trained, or that `init` samples as it is."""
-        path = self.workdir / "score" / method / "ema.npz"
+        """Returns the model that a method trained or samples: corrected that of dsm, init the one given."""
+        path = self.workdir / "score" / ("dsm" if method == "corrected" else method) / "ema.npz"
         model = self.initial if method == "init" else model_file.read(path)
         return model._replace(network=model.network.clone(attention=self.config.compute.attention))
 

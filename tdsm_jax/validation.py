@@ -21,6 +21,7 @@ from tdsm_jax.data.label_files import DRAWN, GIVEN
 from tdsm_jax.diffusion.process import PROCESSES
 from tdsm_jax.diffusion.residuals import FORMS, RESIDUALS
 from tdsm_jax.diffusion.weightings import WEIGHTINGS
+from tdsm_jax.diffusion.sampling import SCHEDULES, SOLVERS
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation.report_words import EXTRACTORS
 from tdsm_jax.labels.correction import CORRECTIONS
@@ -29,6 +30,7 @@ from tdsm_jax.labels.losses import LOSSES
 from tdsm_jax.labels.weights import WEIGHTS
 from tdsm_jax.networks.resnet import BLOCKS, JUDGES
 from tdsm_jax.networks.unet import ATTENTIONS, STYLES
+from tdsm_jax.sampler import check_sampling, sampling_of
 from tdsm_jax.training.calibration import CRITERIA
 from tdsm_jax.training.optimisers import OPTIMISERS
 from tdsm_jax.training.parallel import BACKENDS
@@ -105,6 +107,12 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         raise UserError("config key methods: init samples the model that config key init_from names; give both")
     if "refined" in config.methods and "posterior" not in config.methods:
         raise UserError("config key methods: refined goes on from what posterior trained; give both")
+    if "corrected" in config.methods and ("dsm" not in config.methods or not config.score.label_dropout):
+        raise UserError(
+            "config key methods: corrected samples what dsm trained, null label and all: give both, and set "
+            "score.label_dropout above 0"
+        )
+    check_sampling(sampling_of(config.sampling), "config key sampling.")
     c = config.classifier
     if c.init_from and (c.folds, c.members) != (1, 1):
         raise UserError("config key classifier.init_from is one classifier for all images: set classifier.folds=1")
@@ -123,7 +131,8 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
         raise UserError("config key mixture.rule=floor needs score.label_dropout > 0: it trains the null label")
     mixed = any(method.startswith(("tdsm", "relabel_tdsm", "s_weighted")) for method in config.methods)
     null_trained = config.score.label_dropout and (config.mixture.dropped_label == "null" or not mixed)
-    if config.sampling.guidance != 1 and not null_trained and set(config.methods) != {"init"}:
+    reads_null = config.sampling.guidance != 1 and not config.sampling.autoguidance
+    if reads_null and not null_trained and set(config.methods) != {"init"}:
         raise UserError(
             "config key sampling.guidance reads the null label: set score.label_dropout > 0, mixture.dropped_label=null"
         )
@@ -223,10 +232,23 @@ _CHOICES = {
     "parallel.backend": BACKENDS,
     "compute.attention": ATTENTIONS,
     "process.kind": tuple(PROCESSES),
+    "sampling.solver": tuple(SOLVERS),
+    "sampling.schedule": SCHEDULES,
     "network.dtype": ("float32", "bfloat16"),
 }
 _INFINITY = float("inf")
-_FRACTIONS = ("rate", "dropout", "label_dropout", "tau", "test_fraction", "ema_ramp", "augment", "validation_share")
+_FRACTIONS = (
+    "guidance_rescale",
+    "adaptive_guidance",
+    "rate",
+    "dropout",
+    "label_dropout",
+    "tau",
+    "test_fraction",
+    "ema_ramp",
+    "augment",
+    "validation_share",
+)
 _MAY_BE_ZERO = (
     "seed",
     "seeds",
@@ -242,6 +264,10 @@ _MAY_BE_ZERO = (
     "forget_rate",
     "forget_ramp_images",
     "guidance",
+    "guidance_interval",
+    "churn",
+    "churn_interval",
+    "slots",
     "logit_noise",
     "steps_a_call",
 )
@@ -259,6 +285,8 @@ def _bounds(key: str) -> tuple[float, float]:
         return 0, 100
     if key == "stress.share":
         return 1e-12, 1
+    if key == "correction.limit":
+        return 1, _INFINITY
     if key == "sampling.per_class":
         return 2, _INFINITY
     if name in _ANY:

@@ -1,5 +1,6 @@
 """Cells of comparisons: what is asked for reaches the run, and one that fails says so."""
 
+import argparse
 import json
 import subprocess
 
@@ -70,4 +71,28 @@ def test_a_row_of_the_noise_table_takes_the_seeds_that_its_method_has(tmp_path):
     assert rows["tdsm_all"][0] == "2" and rows["tdsm_all"][-1] == ""  # no ceiling of its seed
     assert rows["clean"][:2] == ["0, 1", "0.900 ± 0.141"]
     assert "relabel" not in rows
+    for method, evaluations, rate, folder in (("dsm", 35, 50.0, "sym0.4"), ("posterior", 70, 20.0, "sym0.4")):
+        at = tmp_path / folder / "seed0"
+        (at / "samples").mkdir(exist_ok=True)
+        (at / "units").mkdir(exist_ok=True)
+        cost = {"evaluations": evaluations, "classifier_evaluations": 0.0, "images_per_second": rate}
+        (at / "samples" / f"{method}.json").write_text(json.dumps(cost))
+        unit = {"unit": f"score/{method}", "finished": True, "seconds": 12.0}
+        (at / "units" / f"score-{method}.json").write_text(json.dumps(unit))
+    printed = label_noise.cost_table(tmp_path, sym, found)
+    assert "| posterior | 12 | 70 | 0 | 0.40 |" in printed and "| dsm | 12 | 35 | 0 | 1.00 |" in printed
+    assert "clean" not in printed  # not sampled yet
     assert "| posterior | 0.800 |" in label_noise.overview({sym: found})
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "noises"), [("with", ["clean", "sym0.4"]), ("without", ["sym0.4"]), ("only", ["clean"])]
+)
+def test_ceilings_may_be_run_by_a_command_of_their_own(ceiling, noises, tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(label_noise, "run_cell", lambda folder, *_, **__: ran.append(folder))
+    arguments = {"config": "c.py", "noise": "sym:0.4", "methods": "dsm,corrected", "seeds": "1", "smoke": False}
+    more = {"table_only": False, "rest": [], "out": str(tmp_path), "ceiling": ceiling}
+    label_noise.main(argparse.Namespace(**arguments, **more))
+    assert ran == [tmp_path / noise / "seed1" for noise in noises]
+    assert "sym 40%: cost" in capsys.readouterr().out

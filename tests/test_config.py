@@ -97,6 +97,17 @@ def test_bad_arguments(arguments, said):
         ("stress.logit_noise", -1.0, "must lie in [0, inf]"),
         ("sampling.guidance", -0.5, "must lie in [0, inf]"),
         ("sampling.per_class", 1, "must lie in [2, inf]"),
+        ("sampling.solver", "dpm", "is not a choice"),
+        ("sampling.schedule", "cosine", "is not a choice"),
+        ("sampling.churn", 5.0, "the solver stochastic_heun adds; heun adds none"),
+        ("sampling.churn_noise", 0.0, "must lie in"),
+        ("sampling.guidance_rescale", 1.5, "must lie in [0, 1]"),
+        ("sampling.adaptive_guidance", 0.99, "changes nothing where config key sampling.guidance is 1"),
+        ("sampling.guidance_interval", (0.1, 3.0), "changes nothing where config key sampling.guidance is 1"),
+        ("sampling.autoguidance", "weak.npz", "changes nothing where config key sampling.guidance is 1"),
+        ("correction.limit", 0.5, "must lie in [1, inf]"),
+        ("correction.slots", -1, "must lie in [0, inf]"),
+        ("methods", ("corrected", "clean"), "corrected samples what dsm trained"),
         ("logging.save_every", 75, "multiple of logging.log_every"),
         ("methods", ("init",), "config key init_from names; give both"),
         ("classifier.init_from", "classifier.npz", "set classifier.folds=1"),
@@ -153,6 +164,16 @@ def test_guidance_needs_a_trained_null_label():
             validate(without)
         without.update(methods=("init",), init_from="ema.npz")  # which says nothing of how it was trained
         validate(without)
+
+
+def test_a_weaker_model_guides_without_a_null_label():
+    config = digits("objective=all")
+    config.sampling.update(guidance=2.0, autoguidance="weak.npz")
+    config.score.label_dropout = 0.0
+    validate(config)
+    config.methods = ("dsm", "corrected")
+    with pytest.raises(UserError, match="set score.label_dropout above 0"):
+        validate(config)
 
 
 def test_every_default_is_valid():

@@ -2,11 +2,14 @@
 
   python -m tdsm_jax.benchmark.label_noise --out=runs/noise
   python -m tdsm_jax.benchmark.label_noise --out=runs/noise --noise=sym:0.4 --methods=dsm,tdsm,posterior --seeds=0,1,2
+  python -m tdsm_jax.benchmark.label_noise --out=runs/noise --methods=dsm,corrected,tdsm,posterior --noise=sym:0.4 \\
+      --seeds=1 --ceiling=without
 
 A cell is one kind of noise and one seed: a run of tdsm_jax.main in a folder of its own, all its methods with the same
 networks, batches and steps. Stop it whenever you like; the same command goes on. The clean ceiling is trained once a
-seed. Prints, from what is finished, the recovery of every method under every noise and a Markdown table per kind of
-noise; --table_only runs nothing.
+seed. Prints, from what is finished, the recovery of every method under every noise and two Markdown tables per kind of
+noise, of quality and of cost; --table_only runs nothing. Cells of other noises and seeds may run at the same time, each
+in a command of its own: the ceilings in one with --ceiling=only, the others with --ceiling=without.
 Arguments after -- go to tdsm_jax.main: -- --config.score.steps=2000
 """
 
@@ -15,7 +18,7 @@ import pathlib
 from typing import NamedTuple
 
 from tdsm_jax import config as configuration
-from tdsm_jax import pipeline
+from tdsm_jax import files, pipeline
 from tdsm_jax.benchmark.cells import measures, read_seeds, run_cell, with_arguments
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.evaluation.statistics import recovery
@@ -46,10 +49,12 @@ def main(arguments: argparse.Namespace) -> None:
     seeds = read_seeds(arguments.seeds)
     if not arguments.table_only:
         for seed in seeds:
-            for noise in (None, *noises):
+            ceiling, others = arguments.ceiling != "without", arguments.ceiling != "only"
+            for noise in (*((None,) if ceiling else ()), *(noises if others else ())):
                 run(arguments, Cell(noise, seed), out, methods)
     found = {noise: results(out, noise, methods, seeds) for noise in noises}
-    print(f"{overview(found)}\n\n" + "\n\n".join(table(noise, rows) for noise, rows in found.items()))
+    tables = [text for noise, rows in found.items() for text in (table(noise, rows), cost_table(out, noise, rows))]
+    print("\n\n".join([overview(found), *tables]))
 
 
 def run(arguments: argparse.Namespace, cell: Cell, out: pathlib.Path, methods: tuple[str, ...]) -> None:
@@ -88,6 +93,44 @@ def table(noise: tuple[str, float], found: Results) -> str:
     return f"### {title(noise)}\n\n{grid(('', 'seeds', *HEADINGS), lines)}"
 
 
+def cost_table(out: pathlib.Path, noise: tuple[str, float], found: Results) -> str:
+    """Returns the Markdown table of what each method costs beside DSM, over the seeds that are finished for both.
+
+    Training is that of the method's own score network; the classifiers, which all but dsm and clean read, have a row of
+    their own. Seconds are those of the last process where one was interrupted.
+    """
+    lines, classifiers = [], []
+    for method, rows in found.items():
+        of = [(Cell(noise if method != "clean" else None, s).folder(out), Cell(noise, s).folder(out)) for s in rows]
+        pairs = [(cost(own, method), cost(dsm, "dsm")) for own, dsm in of]
+        pairs = [(a, b) for a, b in pairs if a and b and a["images_per_second"] and b["images_per_second"]]
+        if not pairs:
+            continue
+        lines.append(
+            (
+                method,
+                spread([own["training"] for own, _ in pairs], 0),
+                spread([own["evaluations"] for own, _ in pairs], 0),
+                spread([own["classifier_evaluations"] for own, _ in pairs], 0),
+                spread([own["images_per_second"] / dsm["images_per_second"] for own, dsm in pairs], 2),
+            )
+        )
+        classifiers = classifiers or [dsm["classifiers"] for _, dsm in pairs]
+    headings = ("", "training, s", "evaluations an image", "of classifiers", "images/s over dsm's")
+    beside = [("classifiers", spread(classifiers, 0), "", "", "")] if classifiers else []
+    return f"### {title(noise)}: cost\n\n{grid(headings, [*lines, *beside])}"
+
+
+def cost(folder: pathlib.Path, method: str) -> dict[str, float] | None:
+    """Returns what sampling and training of a method took in a cell, None where it is not finished."""
+    path = folder / "samples" / f"{method}.json"
+    if not path.exists():
+        return None
+    seconds = pipeline.seconds(folder)
+    training = {"training": seconds.get(f"score/{method}", 0.0), "classifiers": seconds.get("classifier", 0.0)}
+    return files.read_json(path) | training
+
+
 def title(noise: tuple[str, float]) -> str:
     return f"{noise[0]} {noise[1]:.0%}"
 
@@ -109,6 +152,8 @@ if __name__ == "__main__":
     parser.add_argument("--noise", default=NOISES, help="kind:rate, joined by commas (%(default)s)")
     parser.add_argument("--methods", default=METHODS, help="joined by commas (%(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="joined by commas (%(default)s)")
+    ceilings = ("with", "without", "only")
+    parser.add_argument("--ceiling", choices=ceilings, default="with", help="the runs on clean labels (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="every stage cut to seconds")
     parser.add_argument("--table_only", action="store_true", help="print what is finished, run nothing")
     parser.add_argument("rest", nargs="*", help="arguments of tdsm_jax.main, after --")

@@ -4,13 +4,15 @@
   python -m tdsm_jax.benchmark sampling --steps=18 --batches=1,64 --json=sampling.json --plot=sampling.svg
   python -m tdsm_jax.benchmark sampling --model=runs/digits/score/tdsm/ema.npz
 
-Heun's solver with as many steps costs 2 steps - 1 evaluations of the denoiser. Without --model the network is that of
---config with its initial parameters, which cost what trained ones do. For each batch size everything is compiled
-first, then all numbers of steps are timed in turn; each sampling waits for its images. "First call" is what the first
-images of a batch size take in a running process, compilation included; of batch size 1 it is the first image's latency.
+Heun's solver evaluates the network 2 steps - 1 times, --solver=euler and dpmpp_2m once a step, --guidance twice as
+often. Without --model the network is that of --config with its initial parameters, which cost what trained ones do. For
+each batch size everything is compiled first, then all numbers of steps are timed in turn; each sampling waits for its
+images. "First call" is what the first images of a batch size take in a running process, compilation included; of batch
+size 1 it is the first image's latency.
 """
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -25,14 +27,15 @@ from tdsm_jax import files, runtime
 from tdsm_jax.benchmark.cells import with_arguments
 from tdsm_jax.benchmark.timing import described, environment, seconds_of, spread_of, summary
 from tdsm_jax.command import new_parser, run_command
-from tdsm_jax.diffusion import sampling
+from tdsm_jax.diffusion.sampling import SOLVERS
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import charts
 from tdsm_jax.evaluation.table import grid
-from tdsm_jax.model_stages import sampling_call
 from tdsm_jax.run import Run
+from tdsm_jax.sampler import Sampler, Sampling
 from tdsm_jax.training import model_file
 from tdsm_jax.training.model_file import Model
+from tdsm_jax.training.parallel import data_mesh
 from tdsm_jax.validation import validate
 
 
@@ -44,8 +47,11 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError(f"--rounds={arguments.rounds} must be at least 3")
     model = model_file.read(arguments.model) if arguments.model else untrained(arguments.config)
     about = environment() | {"image_shape": list(model.image_shape), "dtype": jnp.dtype(model.network.dtype).name}
+    settings = Sampling(max(batches), solver=arguments.solver, guidance=arguments.guidance)
     records = [
-        record | about for batch_size in batches for record in measure(model, batch_size, steps, arguments.rounds)
+        record | about
+        for batch_size in batches
+        for record in measure(model, batch_size, steps, arguments.rounds, settings)
     ]
     print(f"{described(about)}\n\n{table(records)}")
     if arguments.json:
@@ -69,9 +75,12 @@ def untrained(specification: str) -> Model:
     return Model(run.network, run.initial_params(), run.process, run.train_set.images.shape[1:])
 
 
-def measure(model: Model, batch_size: int, steps: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+def measure(
+    model: Model, batch_size: int, steps: Sequence[int], rounds: int, settings: Sampling
+) -> list[dict[str, Any]]:
     """Returns a record for each number of steps at one batch size."""
-    draw = sampler(model, batch_size)
+    draw = sampler(model, batch_size, settings)
+    a_step = 1 if settings.guidance in (0, 1) else 2
     first = seconds_of(functools.partial(draw, steps[0]))  # compiles; the solver's steps share one denoiser
     seconds: dict[int, list[float]] = {n: [] for n in steps}
     for n in steps:
@@ -80,26 +89,25 @@ def measure(model: Model, batch_size: int, steps: Sequence[int], rounds: int) ->
         for n in steps:
             seconds[n].append(seconds_of(functools.partial(draw, n)))
     return [
-        {"steps": n, "evaluations": 2 * n - 1, "batch_size": batch_size, "rounds": rounds}
+        {
+            "steps": n,
+            "evaluations": a_step * SOLVERS[settings.solver].evaluations(n),
+            "batch_size": batch_size,
+            "rounds": rounds,
+        }
         | summary(seconds[n], batch_size)
         | {"first_seconds": first if n == steps[0] else None}
         for n in steps
     ]
 
 
-def sampler(model: Model, batch_size: int) -> Callable[[int], jax.Array]:
+def sampler(model: Model, batch_size: int, settings: Sampling | None = None) -> Callable[[int], jax.Array]:
     """Returns what makes a batch of images with a number of solver steps, on one device."""
-    process = model.process
-    denoise = sampling_call(model.network, process)
+    mesh, settings = data_mesh(jax.devices()[:1]), settings or Sampling(batch_size)
     label = jnp.arange(batch_size) % max(model.network.num_classes, 1)
     latents = jax.random.normal(jax.random.key(0), (batch_size, *model.image_shape))
-    params = jax.device_put(model.params)
-
-    def draw(steps: int) -> jax.Array:
-        sigmas = sampling.edm_sigmas(steps, process.sigma_min, process.sigma_max)
-        return sampling.heun(lambda x, sigma: denoise(params, x, sigma, label), latents, sigmas)
-
-    return draw
+    made = functools.cache(lambda steps: Sampler(model, dataclasses.replace(settings, steps=steps), mesh))
+    return lambda steps: made(steps).images(latents, label, None)
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -127,9 +135,12 @@ def plot(records: Sequence[dict[str, Any]]) -> str:
 
 if __name__ == "__main__":
     parser = new_parser(__doc__)
+    deterministic = tuple(name for name, solver in SOLVERS.items() if not solver.stochastic)
     parser.add_argument("--config", default="configs/digits.py", help="network and images (%(default)s)")
     parser.add_argument("--model", help="a model file (ema.npz), instead of --config")
     parser.add_argument("--steps", default="4,18,50", help="solver steps, joined by commas (%(default)s)")
+    parser.add_argument("--solver", choices=deterministic, default="heun", help="(%(default)s)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free; 1 is none (%(default)s)")
     parser.add_argument("--batches", default="1,16,128", help="batch sizes, joined by commas (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="timed samplings of each (%(default)s)")
     parser.add_argument("--json", help="where to write the records")

@@ -21,9 +21,9 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.interop import layout
 from tdsm_jax.interop.torch_params import network_to_official
 from tdsm_jax.labels.weights import posterior
-from tdsm_jax.model_stages import sampling_call
 from tdsm_jax.networks.unet import UNet
 from tdsm_jax.run import Run
+from tdsm_jax.sampler import sampling_call
 from tdsm_jax.training import score
 from tdsm_jax.training.cross_fit import cross_fitted_logits
 from tdsm_jax.training.state import Params

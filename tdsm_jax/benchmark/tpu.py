@@ -50,9 +50,9 @@ from tdsm_jax.benchmark.tpu_figures import (
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.labels.weights import WeightTable, make_table
-from tdsm_jax.model_stages import sampling_call
 from tdsm_jax.networks.unet import ATTENTIONS
 from tdsm_jax.run import Run
+from tdsm_jax.sampler import sampling_call
 from tdsm_jax.training import parallel
 from tdsm_jax.training.calibration import SIGMAS
 from tdsm_jax.training.cross_fit import CrossFitted, cross_fitted_logits, group_size
@@ -243,7 +243,7 @@ def training_program(run: UnfittedRun, rule: str) -> Callable[[], jax.stages.Low
 
 def sampling_program(run: UnfittedRun) -> Callable[[], jax.stages.Lowered]:
     """Returns what lowers one denoiser call of the sampler, its rows split over the mesh."""
-    denoise = sampling_call(run.network, run.process, run.config.sampling.guidance)
+    denoise = sampling_call(run.network, run.process)
     params = placed(jax.eval_shape(run.initial_params), run.mesh)
     batch = run.batch()
     sigma = placed(jnp.zeros(run.batch_size), run.mesh)  # the sampler fills it in, on no particular device

@@ -73,6 +73,7 @@ def render(report: Report) -> str:
 def _parts(report: Report) -> dict[str, str]:
     """The sections in the order of the page."""
     metrics, methods, names = report.metrics, report.methods, report.class_names
+    evaluations = metrics.get("evaluations", {})
     provenance = {k: metrics[k] for k in ("config_hash", "label_file_hash", "backend") if k in metrics}
     return {
         "Samples": sections.samples(report.images, names),
@@ -82,7 +83,7 @@ def _parts(report: Report) -> dict[str, str]:
         "Transition matrix": sections.transition_matrix(report.transitions, metrics.get("transition", {}), names),
         "Classifier": sections.classifier(report.classifier, len(names)),
         "Training": sections.training(report.curves),
-        "Time": sections.time(metrics.get("seconds", {}), metrics.get("step_cost_ratio")),
+        "Time": sections.time(metrics.get("seconds", {}), metrics.get("step_cost_ratio"), evaluations),
         "Setup": sections.setup(report.environment | provenance | metrics.get("versions", {}), report.config),
     }
 

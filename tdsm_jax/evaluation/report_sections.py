@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -271,8 +272,12 @@ def smooth_curve(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.nda
     return means[:, 0], means[:, 1]
 
 
-def time(seconds: Mapping[str, Any], step_cost_ratio: float | None) -> str:
-    """`seconds`: stage -> seconds. `step_cost_ratio`: a TDSM step over a DSM step, if known."""
+def time(
+    seconds: Mapping[str, Any], step_cost_ratio: float | None, evaluations: Mapping[str, float] = MappingProxyType({})
+) -> str:
+    """`seconds`: stage -> seconds. `step_cost_ratio`: a TDSM step over a DSM step. `evaluations`: method ->
+    how often the network is evaluated for an image.
+    """
     seconds = {stage: s for stage, s in seconds.items() if is_number(s)}
     if not seconds:
         return ""
@@ -283,8 +288,10 @@ def time(seconds: Mapping[str, Any], step_cost_ratio: float | None) -> str:
         for stage, s in seconds.items()
     )
     cost = f" A TDSM training step took {step_cost_ratio:.2f} times a DSM step." if is_number(step_cost_ratio) else ""
+    drawn = [f"{escape(label(m))} {count:.0f}" for m, count in evaluations.items() if is_number(count)]
+    sampled = f" Evaluations of the network an image: {', '.join(drawn)}." if drawn else ""
     return (
-        f"<p>{_duration(sum(seconds.values()))} in all.{cost}</p>"
+        f"<p>{_duration(sum(seconds.values()))} in all.{cost}{sampled}</p>"
         f'<div class="scroll"><table class="time"><tbody>{rows}</tbody></table></div>'
     )
 

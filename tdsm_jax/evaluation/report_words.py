@@ -17,6 +17,7 @@ METHODS = {  # name -> (label, what was trained), in the order of columns; a met
     "tdsm_all": ("TDSM, all", "every class"),
     "tdsm_sampled": ("TDSM, sampled", "two classes drawn from the weights"),
     "refined": ("Refined", "Posterior once more, p(y | image, noisy label) corrected by its first model"),
+    "corrected": ("Corrected", "the model of DSM, label noise undone by the classifier while it is sampled"),
     "init": ("Given model", "as it was given"),
 }
 METRICS = {  # key -> (label, factor to the unit in the label, +1 if higher is better, explanation)

@@ -117,6 +117,32 @@ def group_size(batch_size: int, folds: int) -> int:
     return min(batch_size, math.ceil(GROUP_SLACK * batch_size / folds))
 
 
+def fold_logits(weigher: Weigher, classifiers: CrossFitted, f: int, x_t: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Returns log h / T(sigma) by the ensemble of fold f. Shapes: x_t [B,H,W,C], sigma [B] -> [B,K]."""
+
+    def one(member: int) -> jax.Array:
+        params = jax.tree.map(lambda leaf: leaf[f, member], classifiers.params)
+        return classify(functools.partial(weigher.network.apply, params), weigher.process, x_t, sigma)[0]
+
+    members = jax.tree.leaves(classifiers.params)[0].shape[1]
+    mean = mean_logits(jnp.stack([one(member) for member in range(members)]))
+    log_h = softened(mean, classifiers.temperature[f], sigma)
+    if weigher.logit_noise:
+        x_in = per_example(weigher.process.c_in(sigma), x_t) * x_t
+        log_h += weigher.logit_noise * fixed_error(x_in, log_h.shape[1])
+    return log_h
+
+
+def averaged_logits(weigher: Weigher, classifiers: CrossFitted, x_t: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Returns the log of the mean probability of all folds' ensembles, each at its own temperature, [B,K].
+
+    For images that no classifier has seen, such as those being generated: they belong to no fold. It costs as many
+    classifiers as there are. Shapes: x_t [B,H,W,C], sigma [B].
+    """
+    folds = len(classifiers.temperature)
+    return mean_logits(jnp.stack([fold_logits(weigher, classifiers, f, x_t, sigma) for f in range(folds)]))
+
+
 def cross_fitted_logits(
     weigher: Weigher,
     classifiers: CrossFitted,
@@ -130,20 +156,9 @@ def cross_fitted_logits(
     sent through every classifier instead.
     """
     folds, B = len(classifiers.temperature), len(fold)
-    members = jax.tree.leaves(classifiers.params)[0].shape[1]
 
     def logits(f: int, rows: jax.Array) -> jax.Array:
-        def one(member: int) -> jax.Array:
-            params = jax.tree.map(lambda leaf: leaf[f, member], classifiers.params)
-            apply = functools.partial(weigher.network.apply, params)
-            return classify(apply, weigher.process, x_t[rows], sigma[rows])[0]
-
-        mean = mean_logits(jnp.stack([one(member) for member in range(members)]))
-        log_h = softened(mean, classifiers.temperature[f], sigma[rows])
-        if weigher.logit_noise:
-            x_in = per_example(weigher.process.c_in(sigma[rows]), x_t) * x_t[rows]
-            log_h += weigher.logit_noise * fixed_error(x_in, log_h.shape[1])
-        return log_h
+        return fold_logits(weigher, classifiers, f, x_t[rows], sigma[rows])
 
     if folds == 1:
         return logits(0, jnp.arange(B))
