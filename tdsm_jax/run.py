@@ -21,6 +21,7 @@ from tdsm_jax.evaluation import grids
 from tdsm_jax.labels import transition
 from tdsm_jax.labels.correction import corrected, residual_matrix
 from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table
+from tdsm_jax.networks import backbones
 from tdsm_jax.networks.classifier import Classifier
 from tdsm_jax.networks.mnist_cnn import MnistCNN
 from tdsm_jax.networks.resnet import BLOCKS, ResNet
@@ -156,7 +157,7 @@ class Run(RunData):
         return make_table(S, clean_prior(S, y_hat))
 
     @property
-    def network(self) -> UNet:
+    def network(self) -> backbones.Network:
         n = self.config.network
         augment_dim = LABEL_SIZE if self.config.score.augment else 0
         if self.config.init_from:

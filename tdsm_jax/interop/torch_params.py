@@ -13,9 +13,10 @@ from flax import traverse_util
 from tdsm_jax.errors import UserError, printable
 from tdsm_jax.interop import layout
 from tdsm_jax.interop.layout import Path, StateDict
+from tdsm_jax.networks.backbones import LARGEST_SIDE, check_architecture
 from tdsm_jax.networks.layers import TENT
 from tdsm_jax.networks.unet import STYLES, UNet
-from tdsm_jax.training.model_file import LARGEST_SIDE, check_architecture, variable_shapes
+from tdsm_jax.training.model_file import variable_shapes
 
 PREFIX = "model."
 _FAMILY = "U-Net of the EDM family"
