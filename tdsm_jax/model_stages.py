@@ -14,7 +14,7 @@ from tdsm_jax.diffusion import sampling
 from tdsm_jax.diffusion.guidance import guided
 from tdsm_jax.diffusion.process import Process, make_denoiser
 from tdsm_jax.errors import UserError
-from tdsm_jax.networks.backbones import Network
+from tdsm_jax.networks.backbones import ScoreNetwork
 from tdsm_jax.run import Run
 from tdsm_jax.training import loop, model_file, parallel
 from tdsm_jax.training.logs import Progress
@@ -42,7 +42,7 @@ def train_score(run: Run, method: str) -> None:
     model_file.write(directory / "ema.npz", model._replace(params=state.ema_params))
 
 
-def sampling_call(network: Network, process: Process, guidance: float = 1.0) -> Callable[..., jax.Array]:
+def sampling_call(network: ScoreNetwork, process: Process, guidance: float = 1.0) -> Callable[..., jax.Array]:
     """Returns the jitted denoise(params, x, sigma, label) -> D that a sampler calls once an evaluation.
 
     Shapes: x, D [B,H,W,C], sigma [B], label int [B].

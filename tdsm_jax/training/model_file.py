@@ -19,7 +19,7 @@ from tdsm_jax import files, paths
 from tdsm_jax.diffusion.process import PROCESSES, Process
 from tdsm_jax.errors import UserError, printable
 from tdsm_jax.networks import backbones
-from tdsm_jax.networks.backbones import Network
+from tdsm_jax.networks.backbones import ScoreNetwork
 from tdsm_jax.training import checkpoint
 from tdsm_jax.training.state import Params, flatten_params, unflatten_params
 
@@ -33,7 +33,7 @@ _MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, Overf
 class Model(NamedTuple):
     """A network, its variables, its process and the shape (H,W,C) of its images."""
 
-    network: Network
+    network: ScoreNetwork
     params: Params
     process: Process
     image_shape: tuple[int, int, int]
@@ -99,7 +99,7 @@ def _unreadable(path: str | os.PathLike, error: Exception) -> UserError:
     return UserError(f"{path}: its description cannot be read ({printable(repr(error))}); write the file again")
 
 
-def _described(description: dict[str, Any]) -> tuple[Network, Process, tuple[int, int, int]]:
+def _described(description: dict[str, Any]) -> tuple[ScoreNetwork, Process, tuple[int, int, int]]:
     """Returns network, process and image shape of a description; `UserError` or one of `_MALFORMED` if it is none."""
     if description["format"] > FORMAT:
         raise UserError(f"it has format {description['format']}, newer than this program's; update tdsm_jax")
@@ -122,7 +122,7 @@ def process_from(description: dict[str, Any]) -> Process:
     raise UserError(f"its process cannot be read ({printable(reason)}); {', '.join(PROCESSES)} are supported")
 
 
-def variable_shapes(network: Network, image_shape: tuple[int, int, int]) -> Params:
+def variable_shapes(network: ScoreNetwork, image_shape: tuple[int, int, int]) -> Params:
     """Returns the shapes of a network's variables, as `jax.eval_shape` gives them."""
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     c_noise, label = (jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.float32, jnp.int32))

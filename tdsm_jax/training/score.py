@@ -14,7 +14,7 @@ from tdsm_jax.diffusion import mixture
 from tdsm_jax.diffusion.objectives import add_noise, draw_labels, sampled_score_matching, score_matching
 from tdsm_jax.diffusion.process import Denoise, Process, make_denoiser
 from tdsm_jax.labels.weights import WEIGHTS, WeightTable
-from tdsm_jax.networks.backbones import Network
+from tdsm_jax.networks.backbones import ScoreNetwork
 from tdsm_jax.training.cross_fit import CrossFitted, Weigher, cross_fitted_logits
 from tdsm_jax.training.parallel import AXIS
 from tdsm_jax.training.state import Optimisation, TrainState, accumulated, example_keys, normal_like, update
@@ -60,7 +60,7 @@ class Noised(NamedTuple):
 
 
 def make_step(
-    network: Network,
+    network: ScoreNetwork,
     process: Process,
     objective: Objective,
     optimisation: Optimisation,
