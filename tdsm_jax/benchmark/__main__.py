@@ -11,6 +11,7 @@ COMMANDS = (
     "step",
     "sampling",
     "convolution",
+    "attention",
     "startup",
     "torch",
     "tpu",
@@ -19,6 +20,7 @@ COMMANDS = (
     "stress",
     "estimators",
     "label_noise",
+    "windows",
     "reading",
     "soak",
 )
