@@ -1,18 +1,23 @@
 """The diffusion transformer: the published one to the last digit, and the contracts that every score network keeps."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import FrozenConfigDict
 
 from numpy_dit import Transformer, official_state, position_embedding
+from tdsm_jax import checks, plan
 from tdsm_jax.config import load_module
-from tdsm_jax.diffusion.process import EDM, VE, VP, make_denoiser
+from tdsm_jax.diffusion.process import EDM, VE, VP
 from tdsm_jax.errors import UserError
 from tdsm_jax.interop.torch_params import network_from_official
 from tdsm_jax.networks import dit
 from tdsm_jax.networks.backbones import check_architecture
 from tdsm_jax.networks.dit import CONDITIONINGS, SIZES, DiT
+from tdsm_jax.run import Run
 from tdsm_jax.score_network import check_start, score_network
 from tdsm_jax.training import model_file
 from tdsm_jax.training.model_file import Model
@@ -100,7 +105,7 @@ def test_an_unconditional_network_has_no_table_of_labels(conditioned):
     assert "y_embedder" not in shapes and "t_embedder_mlp_0" in shapes
 
 
-@pytest.mark.parametrize("how", [{"remat": True}, {"attention": "chunked"}, {"attention": "xla"}])
+@pytest.mark.parametrize("how", [{"remat": True, "attention": "xla"}, {"attention": "chunked"}])
 def test_how_it_is_computed_does_not_change_the_gradient(how):
     arguments = inputs()
     params = random_params(TINY, *arguments)
@@ -197,17 +202,23 @@ def test_bad_values_of_the_section_are_named(changes, said):
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("changes", "said"),
     [
-        (["patch=3"], "config section dit: its network has patches of 3 pixels, which do not divide images of 8x8"),
-        (["attention=neighbourhood", "window=9"], "a neighbourhood of 9 tokens; among 8x8 1 to 8 fit"),
-        (["attention=window", "window=17", "patch=2"], "a window of 17 tokens; among 4x4 1 to 16 fit"),
+        ({"dit__attention": "neighbourhood", "dit__window": 9}, "a neighbourhood of 9 tokens; among 8x8 1 to 8 fit"),
+        ({"dit__attention": "window", "dit__window": 17, "dit__patch": 2}, "17 tokens; among 4x4 1 to 16 fit"),
     ],
 )
-def test_what_the_images_do_not_allow_is_refused_before_anything_is_built(keys, said, tmp_path):
-    arguments = [f"--config.dit.{key}" for key in keys]
-    done = call(f"--workdir={tmp_path / 'new'}", *arguments, config="configs/digits.py:smoke,network=dit,methods=dsm")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+def test_a_window_larger_than_the_images_is_refused(changes, said):
+    with pytest.raises(UserError, match="config section dit: its network has a ") as error:
+        checks.check_dit(Run(FrozenConfigDict(described(**changes)), pathlib.Path()))
+    assert said in str(error.value)
+
+
+def test_patches_that_do_not_divide_the_images_are_refused_before_anything_is_built(tmp_path):
+    config = "configs/digits.py:smoke,network=dit,methods=dsm"
+    done = call(f"--workdir={tmp_path / 'new'}", "--config.dit.patch=3", config=config)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "config section dit: its network has patches of 3 pixels, which do not divide images of 8x8" in done.stderr
     assert not (tmp_path / "new").exists()
 
 
@@ -269,29 +280,40 @@ def test_training_starts_from_a_network_of_the_same_heads_only():
         check_start(TINY, TINY.clone(heads=4), "ema.npz")
 
 
-def test_tdsm_trains_it_through_the_real_entry_point(tmp_path):
-    config = "configs/digits.py:smoke,network=dit,attention=neighbourhood,methods=tdsm+tdsm_sampled"
-    keys = ["--config.score.augment=0.1", "--config.score.steps=5", "--config.logging.save_every=5"]
-    stages = "--stages=labels,classifier,transition,score,sample"
-    done = call(f"--workdir={tmp_path}", stages, *keys, "--config.classifier.folds=1", config=config)
+def trained(folder, *keys, attention, methods, stages):
+    """The variables that each method of a small run ends with."""
+    config = f"configs/digits.py:smoke,network=dit,attention={attention},methods={methods}"
+    short = ("--config.score.steps=2", "--config.logging.log_every=1", "--config.logging.save_every=2")
+    done = call(f"--workdir={folder}", f"--stages={stages}", *short, *keys, config=config)
     assert done.returncode == 0, done.stderr[-3000:]
-    for method in ("tdsm", "tdsm_sampled"):
-        model = model_file.read(tmp_path / "score" / method / "ema.npz")
-        assert isinstance(model.network, DiT) and model.network.pattern == "neighbourhood"
-        assert model.network.augment_dim == 9 and model.network.num_classes == 10
-        assert np.load(tmp_path / "samples" / f"{method}.npz")["images"].shape == (80, 8, 8, 1)
+    return [model_file.read(folder / "score" / method / "ema.npz") for method in methods.split("+")]
+
+
+def test_tdsm_trains_it_through_the_real_entry_point(tmp_path):
+    stages, few = "labels,classifier,transition,score,sample", "--config.sampling.per_class=4"
+    (model,) = trained(
+        tmp_path, few, "--config.classifier.folds=1", attention="neighbourhood", methods="tdsm", stages=stages
+    )
+    assert isinstance(model.network, DiT) and model.network.pattern == "neighbourhood"
+    assert np.load(tmp_path / "samples" / "tdsm.npz")["images"].shape == (40, 8, 8, 1)
+    assert np.abs(model.params["params"]["final_layer"]["linear"]["kernel"]).max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_every_method_trains_it(conditioning, tmp_path):
+    methods = "dsm+tdsm+tdsm_threshold+tdsm_all+tdsm_sampled+s_weighted+posterior+relabel"
+    keys = (f"--config.dit.conditioning={conditioning}", "--config.score.augment=0.1")
+    stages = "labels,classifier,transition,score"
+    for model in trained(tmp_path, *keys, attention="full", methods=methods, stages=stages):
+        assert model.network.conditioning == conditioning and model.network.augment_dim == 9
         assert np.abs(model.params["params"]["final_layer"]["linear"]["kernel"]).max() > 0
-    denoise = make_denoiser(model.process, lambda *a: model.network.apply(model.params, *a))
-    assert np.isfinite(denoise(jnp.ones((2, 8, 8, 1)), jnp.array([0.002, 80.0]), jnp.array([0, 10]))).all()
 
 
-def test_keys_of_the_transformer_are_none_of_a_unets(tmp_path):
-    """A run goes on when they change, and one of a transformer does not."""
-    arguments = (f"--workdir={tmp_path}", "--stages=score")
-    small = ["--config.score.steps=1", "--config.logging.log_every=1", "--config.logging.save_every=1"]
-    for network in ("unet", "dit"):
-        config = f"configs/digits.py:smoke,network={network},methods=clean"
-        workdir = f"--workdir={tmp_path / network}"
-        assert call(workdir, *arguments[1:], *small, config=config).returncode == 0
-        done = call(workdir, *small, "--config.dit.window=5", "--dry_run", config=config)
-        assert ("of another config" in done.stdout) == (network == "dit"), done.stdout
+@pytest.mark.parametrize("network", ["unet", "dit"])
+def test_keys_of_the_transformer_are_none_of_a_unets(network):
+    """What a U-Net learnt stays when they change."""
+    config = load_module(ROOT / "configs/digits.py").get_config(f"network={network},methods=clean")
+    units = plan.units(Run(FrozenConfigDict(config), pathlib.Path()))
+    (reads,) = (unit.reads for unit in units if unit.name == "score/clean")
+    assert ("dit" in reads) == (network == "dit")
