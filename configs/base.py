@@ -111,7 +111,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "logit_noise": 0.0,  # standard deviation of a fixed error in log h, a function of the image
             },
             "network": {
-                "style": "ddpmpp",  # ddpmpp, ncsnpp, adm
+                "style": "ddpmpp",  # ddpmpp, ncsnpp, adm: U-Nets; dit: section dit, which reads dropout and dtype here
                 "channels": 32,
                 "multipliers": (1, 1),
                 "blocks": 1,
@@ -119,11 +119,23 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "dropout": 0.0,
                 "dtype": "float32",  # of the network's arithmetic; parameters stay float32
             },
+            "dit": {  # the diffusion transformer, of network.style=dit
+                "size": "tiny/1",  # tiny/1, tiny/2 (for 8x8 images), S/2, ..., B/4, ..., L/8, ..., XL/8: name/patch
+                "patch": 0,  # the four numbers of a size, which networks/dit.py lists; 0: as the size says
+                "width": 0,
+                "depth": 0,
+                "heads": 0,
+                "conditioning": "adaln_zero",  # adaln_zero, cross_attention, in_context
+                "attention": "full",  # which tokens see which: full; window: of the row of all; neighbourhood: around
+                "window": 3,  # tokens that each sees, along an axis
+            },
             "parallel": {  # how a batch is shared by all devices: the same comes out
                 "backend": "shard_map",  # shard_map, pmap
             },
             "compute": {  # how score networks are computed: the same comes out, so a run may change it and go on
-                "attention": "auto",  # implementation of jax.nn.dot_product_attention: auto, xla, cudnn (bfloat16, GPU)
+                # auto, xla, cudnn (bfloat16, GPU): jax.nn.dot_product_attention's; chunked: in memory linear in the
+                # pixels or tokens
+                "attention": "auto",
                 "remat": False,  # activations twice instead of keeping them: less memory, a third more work
                 "parts": 1,  # equal parts that a device takes its share of a training batch in: less memory
                 "steps_a_call": 0,  # training steps a call of the device; 0: 1 on CPU, up to 8 elsewhere

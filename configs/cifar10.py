@@ -4,6 +4,7 @@ python -m tdsm_jax.data.prepare --dataset=cifar10 --archive_dir=downloads --out=
 python -m tdsm_jax.main --config=configs/cifar10.py:data_dir=/data/tfds --workdir=runs/cifar10
 python -m tdsm_jax.main --config=configs/cifar10.py:data_dir=...,objective=published --workdir=runs/published
 python -m tdsm_jax.main --config=configs/cifar10.py:data=cifar10-train.zip,test=cifar10-test.zip --workdir=runs/cifar10
+python -m tdsm_jax.main --config=configs/cifar10.py:data_dir=/data/tfds,network=dit --workdir=runs/transformer
 python -m tdsm_jax.main --config=configs/cifar10.py:smoke --workdir=runs/smoke   (made-up images, a minute or two)
 
 data_dir is that of TensorFlow Datasets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets; archives (data=, test=) are

@@ -2,12 +2,15 @@
 
 python -m tdsm_jax.main --config=configs/digits.py --workdir=runs/digits
 python -m tdsm_jax.main --config=configs/digits.py:noise=asym,rate=0.3,transition=volmin --workdir=runs/asym
+python -m tdsm_jax.main --config=configs/digits.py:network=dit,attention=neighbourhood --workdir=runs/transformer
 python -m tdsm_jax.main --config=configs/digits.py:smoke --workdir=runs/smoke
 """
 
 import ml_collections
 
 from tdsm_jax.config import JUDGES, MATRICES, as_published, base_config, parse_arguments
+from tdsm_jax.errors import UserError
+from tdsm_jax.networks.attention import PATTERNS
 
 
 def get_config(arguments: str = "") -> ml_collections.ConfigDict:
@@ -20,6 +23,8 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         methods="dsm+tdsm+posterior+clean",
         transition=MATRICES,
         objective=("floor", "threshold", "all", "published"),
+        network=("unet", "dit"),
+        attention=PATTERNS,
         seed=0,
         smoke=False,
     )
@@ -33,6 +38,12 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     # Small images of high contrast: the noise that hides or shows the digit is stronger than for 32x32 photographs.
     config.process.P_mean = -0.5
     config.score.learning_rate = 2e-3
+    if chosen.attention != "full" and chosen.network != "dit":
+        raise UserError(f"config argument attention={chosen.attention} is one of transformers: give network=dit, too")
+    if chosen.network == "dit":
+        config.network.style = "dit"
+        config.dit.attention = chosen.attention
+        config.score.learning_rate = 1e-3
     # 1,438 images are memorised soon: small changes of them raise the accuracy on unseen ones by .02.
     config.classifier.light = (0.05, 0.1, 0.1)
     if chosen.objective == "published":
@@ -50,6 +61,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
         widths=(8,), hidden=32, folds=min(2, config.classifier.folds), steps=20, batch_size=64, evaluate_every=10
     )
     config.network.update(channels=8, multipliers=(1,))
+    config.dit.update(width=16, depth=1, heads=2)
     config.score.update(steps=20, batch_size=64)
     config.sampling.update(per_class=8, steps=4, batch_size=40)
     config.evaluation.update(widths=(8,), hidden=32, steps=30, batch_size=64)

@@ -4,6 +4,7 @@ Not a config to run: cifar10.py, cifar100.py, cifar10n.py and mnist.py complete 
 are ours and say so.
 """
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import ml_collections
 
 from tdsm_jax.config import JUDGES, MATRICES, as_published, base_config, parse_arguments
 from tdsm_jax.errors import UserError
+from tdsm_jax.networks.attention import PATTERNS
 
 IMAGES = 200_000_000  # of the score network's training
 CLASSIFIER_IMAGES = 10_000_000  # ours
@@ -32,6 +34,8 @@ def recipe(arguments: str, dataset: str = "", **defaults: Any) -> tuple[ml_colle
         methods="dsm+tdsm+clean",
         transition=MATRICES,
         objective=("floor", "published", "threshold", "all"),
+        network=("unet", "dit"),
+        attention=PATTERNS,
         seed=0,
         smoke=False,
     )
@@ -42,6 +46,10 @@ def recipe(arguments: str, dataset: str = "", **defaults: Any) -> tuple[ml_colle
     choose_images(config, chosen, dataset)
     config.label_noise.update(kind=chosen.noise, rate=chosen.rate, path=chosen.labels)
     train_score(config)
+    if chosen.network == "dit":
+        train_transformer(config, chosen.attention)
+    elif chosen.attention != "full":
+        raise UserError(f"config argument attention={chosen.attention} is one of transformers: give network=dit, too")
     train_classifier(config, chosen.transition)
     config.sampling.update(per_class=5000, batch_size=512)
     evaluate(config)
@@ -70,6 +78,17 @@ def train_score(config: ml_collections.ConfigDict) -> None:
     config.network.update(channels=128, multipliers=(2, 2, 2), blocks=4, attention_resolutions=(16,), dropout=0.13)
     config.score.update(batch_size=512, steps=IMAGES // 512, learning_rate=1e-3, ramp_images=10_000_000)
     config.score.update(ema_half_life=500_000, ema_ramp=0.05, augment=0.12)
+
+
+def train_transformer(config: ml_collections.ConfigDict, attention: str) -> None:
+    """Changes what the diffusion transformer (Peebles & Xie 2023) changes: DiT-S/2, its batch, rate and average.
+
+    32x32 images have as many tokens as the latents of its paper; the number of images stays that of the recipe.
+    """
+    config.network.update(style="dit", dropout=0.0)
+    config.dit.update(size="S/2", attention=attention, window=7 if attention == "neighbourhood" else 49)
+    half_life = round(256 * math.log(0.5) / math.log(0.9999))  # of its average, which keeps .9999 a step
+    config.score.update(batch_size=256, steps=IMAGES // 256, learning_rate=1e-4, ramp_images=0, ema_half_life=half_life)
 
 
 def train_score_64(config: ml_collections.ConfigDict) -> None:
@@ -107,6 +126,7 @@ def shrink(config: ml_collections.ConfigDict, channels: int, num_classes: int) -
 def shorten(config: ml_collections.ConfigDict) -> None:
     """Cuts every stage to seconds, on whatever images there are."""
     config.network.update(channels=8, multipliers=(1, 1), blocks=1, attention_resolutions=(16,))
+    config.dit.update(width=16, depth=1, heads=2)
     config.classifier.update(steps=4, batch_size=16, evaluate_every=2, folds=min(2, config.classifier.folds))
     config.score.update(steps=4, batch_size=16)
     config.sampling.update(per_class=2, steps=2, batch_size=20)

@@ -10,9 +10,11 @@ from tdsm_jax.diffusion.process import EDM, Process
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation.measure import NEAREST
 from tdsm_jax.labels import corruption, transition
+from tdsm_jax.networks.backbones import check_architecture
 from tdsm_jax.networks.resnet import BLOCKS
 from tdsm_jax.run import Run
 from tdsm_jax.sampler import weaker_model
+from tdsm_jax.score_network import check_start, is_dit
 from tdsm_jax.training import model_file, parallel
 from tdsm_jax.training.model_file import Model
 
@@ -60,6 +62,8 @@ def check_robust_losses(run: Run) -> None:
 
 def check_generation(run: Run) -> None:
     """Raises `UserError` where the main job does not go with its data or the files it names."""
+    if is_dit(run.config):
+        check_dit(run)
     if run.config.init_from:
         check_initial(run)
     if weaker := run.config.sampling.autoguidance:
@@ -80,7 +84,7 @@ def check_generation(run: Run) -> None:
     height, width = run.train_set.images.shape[1:3]
     c = run.config.classifier
     for name, levels in (
-        ("network.multipliers", len(run.config.network.multipliers) - 1),
+        ("network.multipliers", 0 if is_dit(run.config) else len(run.config.network.multipliers) - 1),
         ("classifier.widths", 0 if c.network in BLOCKS else len(c.widths)),
         ("evaluation.widths", len(run.config.evaluation.widths)),
     ):
@@ -129,6 +133,14 @@ def check_evaluation(run: Run, smallest: int) -> None:
             )
 
 
+def check_dit(run: Run) -> None:
+    """Raises `UserError` where no diffusion transformer of this config takes the images."""
+    try:
+        check_architecture(run.network, run.train_set.images.shape[1:])
+    except UserError as error:
+        raise UserError(f"config section dit: {error}") from None
+
+
 def check_initial(run: Run) -> None:
     """Raises `UserError` where the model that training starts from is not one for this config and its data."""
     path, model = run.config.init_from, run.initial
@@ -144,6 +156,7 @@ def check_initial(run: Run) -> None:
         raise UserError(f"{path} takes no augmentation label: set --config.score.augment=0")
     shapes = model_file.variable_shapes(run.network, images)
     model_file.check_params(model.params, shapes, f"{path}, given the keys config.network,")
+    check_start(run.network, model.network, path)
 
 
 def preconditioning(process: Process) -> tuple:

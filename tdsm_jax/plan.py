@@ -24,6 +24,7 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.pipeline import Unit
 from tdsm_jax.run import Run
+from tdsm_jax.score_network import is_dit
 from tdsm_jax.training import checkpoint
 from tdsm_jax.training.manifests import manifest_of
 from tdsm_jax.training.state import Optimisation
@@ -122,7 +123,7 @@ def _model_units(run: Run, method: str) -> list[Unit]:
     if method == "corrected":
         reads, needs = ("sampling", "correction"), ("score/dsm", "transition")
         return [_unit(run, sampled, model_stages.sample, reads, needs, pictures, method, inputs=weak, scratch=parts)]
-    reads = ("seed", "data", "network", "process", "score")
+    reads = ("seed", "data", "network", "process", "score", *(("dit",) if is_dit(run.config) else ()))
     needs = () if method == "clean" else ("labels", *_corrupted(run))
     if reads_table(method):
         reads, needs = (*reads, "mixture"), (*needs, "transition")

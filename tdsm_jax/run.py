@@ -18,19 +18,20 @@ from tdsm_jax.data.stream import Images
 from tdsm_jax.diffusion.mixture import floor_slots
 from tdsm_jax.diffusion.process import EDM, PROCESSES, Process
 from tdsm_jax.diffusion.residuals import Residual
-from tdsm_jax.diffusion.weightings import initial_uncertainty
 from tdsm_jax.diffusion.unmixing import unmixing_terms
+from tdsm_jax.diffusion.weightings import initial_uncertainty
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import grids
 from tdsm_jax.labels import transition
 from tdsm_jax.labels.correction import corrected, residual_matrix
 from tdsm_jax.labels.weights import WeightTable, clean_prior, make_table
+from tdsm_jax.networks.backbones import ScoreNetwork
 from tdsm_jax.networks.classifier import Classifier
 from tdsm_jax.networks.mnist_cnn import MnistCNN
 from tdsm_jax.networks.resnet import BLOCKS, ResNet
-from tdsm_jax.networks.unet import UNet
 from tdsm_jax.run_data import RunData
 from tdsm_jax.sampler import Correction
+from tdsm_jax.score_network import score_network
 from tdsm_jax.training import classifier as classifiers
 from tdsm_jax.training import loop, model_file, parallel, score
 from tdsm_jax.training.classifier import Fitted, Labelled
@@ -165,24 +166,11 @@ class Run(RunData):
         return make_table(S, clean_prior(S, y_hat))
 
     @property
-    def network(self) -> UNet:
-        n = self.config.network
+    def network(self) -> ScoreNetwork:
         augment_dim = LABEL_SIZE if self.config.score.augment else 0
         if self.config.init_from:
             augment_dim = self.initial.network.augment_dim
-        return UNet(
-            self.num_classes,
-            n.channels,
-            n.multipliers,
-            n.blocks,
-            n.attention_resolutions,
-            n.dropout,
-            n.style,
-            augment_dim,
-            jnp.dtype(n.dtype),
-            self.config.compute.attention,
-            self.config.compute.remat,
-        )
+        return score_network(self.config, self.num_classes, augment_dim, self.process)
 
     def labelled_batch(
         self, index: np.ndarray, labels: np.ndarray | None = None, images: Images | None = None

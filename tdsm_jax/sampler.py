@@ -19,7 +19,7 @@ from tdsm_jax.diffusion.process import Denoise, Process, make_denoiser
 from tdsm_jax.diffusion.sampling import SOLVERS, Churn, Noise
 from tdsm_jax.diffusion.unmixing import Terms, unmixed
 from tdsm_jax.errors import UserError
-from tdsm_jax.networks.unet import UNet
+from tdsm_jax.networks.backbones import ScoreNetwork
 from tdsm_jax.training import model_file, parallel
 from tdsm_jax.training.cross_fit import CrossFitted, Weigher, averaged_logits
 from tdsm_jax.training.logs import Progress
@@ -123,7 +123,7 @@ class Drawn(NamedTuple):
 
 
 @functools.cache
-def sampling_call(network: UNet, process: Process) -> Callable[..., jax.Array]:
+def sampling_call(network: ScoreNetwork, process: Process) -> Callable[..., jax.Array]:
     """Returns the jitted denoise(params, x, sigma, label) -> D that a sampler calls once an evaluation.
 
     Shapes: x, D [B,H,W,C], sigma [B], label int [B]. The same function again for the same network and process, so that

@@ -20,17 +20,20 @@ from tdsm_jax.data.image_corruption import CORRUPTIONS
 from tdsm_jax.data.label_files import DRAWN, GIVEN
 from tdsm_jax.diffusion.process import PROCESSES
 from tdsm_jax.diffusion.residuals import FORMS, RESIDUALS
-from tdsm_jax.diffusion.weightings import WEIGHTINGS
 from tdsm_jax.diffusion.sampling import SCHEDULES, SOLVERS
+from tdsm_jax.diffusion.weightings import WEIGHTINGS
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation.report_words import EXTRACTORS
 from tdsm_jax.labels.correction import CORRECTIONS
 from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.labels.losses import LOSSES
 from tdsm_jax.labels.weights import WEIGHTS
+from tdsm_jax.networks.attention import IMPLEMENTATIONS, PATTERNS
+from tdsm_jax.networks.dit import CONDITIONINGS, SIZES
 from tdsm_jax.networks.resnet import BLOCKS, JUDGES
-from tdsm_jax.networks.unet import ATTENTIONS, STYLES
+from tdsm_jax.networks.unet import STYLES
 from tdsm_jax.sampler import check_sampling, sampling_of
+from tdsm_jax.score_network import is_dit, size_of
 from tdsm_jax.training.calibration import CRITERIA
 from tdsm_jax.training.optimisers import OPTIMISERS
 from tdsm_jax.training.parallel import BACKENDS
@@ -42,6 +45,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _check_choices,
         _check_numbers,
         _check_widths,
+        _check_dit,
         _check_combinations,
         _check_image_noise,
         _check_residual,
@@ -86,6 +90,24 @@ def _check_widths(config: ml_collections.ConfigDict) -> None:
     needed = {"stages": None, "cnn": 2}.get(network, 1)
     if needed and len(widths) != needed:
         raise UserError(f"config key classifier.widths={widths}: {network} takes {needed}")
+
+
+def _check_dit(config: ml_collections.ConfigDict) -> None:
+    """What does not depend on the images; the rest is for checks.py."""
+    if not is_dit(config):
+        return
+    d, size = config.dit, size_of(config)
+    if size.width % size.heads or size.width % 4:
+        raise UserError(
+            f"config section dit: {size.width} channels (width) must be a multiple of 4 and of the {size.heads} heads"
+        )
+    if d.attention != "full" and d.conditioning == "in_context":
+        raise UserError(f"config key dit.conditioning=in_context needs dit.attention=full, not {d.attention}")
+    if d.attention != "full" and config.compute.attention != "auto":
+        raise UserError(
+            f"config key compute.attention={config.compute.attention} says how full attention is computed; "
+            f"for dit.attention={d.attention} there is one way: set auto"
+        )
 
 
 def _check_combinations(config: ml_collections.ConfigDict) -> None:
@@ -228,9 +250,12 @@ _CHOICES = {
     "mixture.rule": TDSM_RULES,
     "mixture.weights": tuple(WEIGHTS),
     "mixture.dropped_label": ("null", "class0"),
-    "network.style": tuple(STYLES),
+    "network.style": (*STYLES, "dit"),
+    "dit.size": tuple(SIZES),
+    "dit.conditioning": CONDITIONINGS,
+    "dit.attention": PATTERNS,
     "parallel.backend": BACKENDS,
-    "compute.attention": ATTENTIONS,
+    "compute.attention": IMPLEMENTATIONS,
     "process.kind": tuple(PROCESSES),
     "sampling.solver": tuple(SOLVERS),
     "sampling.schedule": SCHEDULES,
@@ -271,13 +296,14 @@ _MAY_BE_ZERO = (
     "logit_noise",
     "steps_a_call",
 )
+_OF_DIT_SIZE = ("dit.patch", "dit.width", "dit.depth", "dit.heads")
 _ANY = ("P_mean",)
 
 
 def _bounds(key: str) -> tuple[float, float]:
     """The closed interval that numbers of a key lie in; what has no special rule is positive."""
     name = key.rpartition(".")[2]
-    if key in ("transition.rate", "data.image_size") or name in _MAY_BE_ZERO:
+    if key in ("transition.rate", "data.image_size", *_OF_DIT_SIZE) or name in _MAY_BE_ZERO:
         return 0, _INFINITY
     if name in _FRACTIONS:
         return 0, 1

@@ -73,10 +73,10 @@ def module_of(state, class_name="Module", storage_of=inline_storage, **constants
     return persistent(class_name, parts | constants)
 
 
-def convert(snapshot, out, *, process="edm", safetensors=False):
+def convert(snapshot, out, *, process=None, heads=0, safetensors=False):
     """The command without a process of its own."""
-    arguments = argparse.Namespace(snapshot=str(snapshot), out=str(out), process=process, to_safetensors=safetensors)
-    edm_pickle.main(arguments)
+    given = {"snapshot": str(snapshot), "out": str(out), "process": process, "heads": heads}
+    edm_pickle.main(argparse.Namespace(**given, to_safetensors=safetensors))
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,16 @@ def rewrite(path, **changes):
     files.write_arrays(path, {name: array for name, array in arrays.items() if array is not None})
 
 
+def test_a_description_without_a_kind_is_that_of_a_unet(tmp_path):
+    """As files were written before there was another kind."""
+    model = made()
+    model_file.write(tmp_path / "ema.npz", model)
+    network = model_file.describe(model)["network"]
+    assert network.pop("kind") == "unet"
+    rewrite(tmp_path / "ema.npz", network=network)
+    assert model_file.read(tmp_path / "ema.npz").network == model.network
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -107,6 +117,8 @@ def rewrite(path, **changes):
         ({"network": {"colour\n\x1b[31m": 1}}, r"unknown entries: colour\n\x1b[31m"),
         ({"network": {}}, "description cannot be read"),
         ({"network": []}, "description cannot be read"),
+        ({"entries": {"kind": "unett"}}, "of kind 'unett'; did you mean 'unet'?"),
+        ({"entries": {"kind": ["unet"]}}, "of kind ('unet',)"),
         ({"entries": {"style": "foo"}}, "style foo"),
         ({"entries": {"style": ["adm"]}}, "has style"),
         ({"entries": {"dtype": "float33"}}, "dtype 'float33'; valid: float32"),

@@ -228,5 +228,6 @@ def test_attention_may_be_asked_for_by_name():
     x, c_noise, label = inputs()
     params = random_params(TINY, x, c_noise, label)
     expected = jax.jit(TINY.apply)(params, x, c_noise, label)
-    named = TINY.clone(attention="xla")
-    np.testing.assert_allclose(jax.jit(named.apply)(params, x, c_noise, label), expected, rtol=1e-5, atol=1e-6)
+    for attention in ("xla", "chunked"):
+        named = TINY.clone(attention=attention)
+        np.testing.assert_allclose(jax.jit(named.apply)(params, x, c_noise, label), expected, rtol=1e-5, atol=1e-5)

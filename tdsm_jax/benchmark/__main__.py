@@ -10,6 +10,7 @@ COMMANDS = (
     "step",
     "sampling",
     "convolution",
+    "attention",
     "startup",
     "torch",
     "tpu",
@@ -19,6 +20,7 @@ COMMANDS = (
     "estimators",
     "label_noise",
     "corrupted_images",
+    "windows",
     "reading",
     "soak",
 )

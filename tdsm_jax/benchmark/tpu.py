@@ -50,7 +50,7 @@ from tdsm_jax.benchmark.tpu_figures import (
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.labels.weights import WeightTable, make_table
-from tdsm_jax.networks.unet import ATTENTIONS
+from tdsm_jax.networks.attention import IMPLEMENTATIONS
 from tdsm_jax.run import Run
 from tdsm_jax.sampler import sampling_call
 from tdsm_jax.training import parallel
@@ -293,7 +293,7 @@ if __name__ == "__main__":
     parser.add_argument("--image_channels", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--dtype", default="bfloat16", help="of the network's arithmetic (%(default)s)")
     parser.add_argument("--channels", type=int, help="of the network, instead of the config's")
-    parser.add_argument("--attention", default="auto", choices=ATTENTIONS, help="(%(default)s)")
+    parser.add_argument("--attention", default="auto", choices=IMPLEMENTATIONS, help="(%(default)s)")
     parser.add_argument("--remat", action="store_true", help="compute activations twice instead of keeping them")
     parser.add_argument("--json", help="where to write the records")
     run_command(parser, main)

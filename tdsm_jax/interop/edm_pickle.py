@@ -1,12 +1,14 @@
-"""Converts official EDM and TDSM snapshots: the network of a .pkl into a model file and a JSON config.
+"""Converts official EDM, TDSM and DiT snapshots: the network of a .pkl or .pt into a model file and a JSON config.
 
   python -m tdsm_jax.interop.edm_pickle edm-cifar10-32x32-cond-vp.pkl converted/
+  python -m tdsm_jax.interop.edm_pickle DiT-XL-2-256x256.pt converted/
   python -m tdsm_jax.interop.edm_pickle training-state-200000.pt converted/ --to-safetensors
   python -m tdsm_jax.main --stages=sample --config.init_from=converted/ema.npz --workdir=runs/converted
 
 A score network becomes OUT/ema.npz, a classifier OUT/classifier.npz (for config.classifier.init_from); OUT/config.json
 says what the file was and which config keys describe its network. Nothing that the file carries is executed, and
-neither PyTorch nor the original source is needed.
+neither PyTorch nor the original source is needed. A diffusion transformer's images are latents of an autoencoder, which
+is not part of it; what it predicts of a variance is left out.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from tdsm_jax import files
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.diffusion.process import EDM, PROCESSES, Process
 from tdsm_jax.errors import UserError, printable
+from tdsm_jax.interop.dit_params import PATCHES
 from tdsm_jax.interop.layout import StateDict
 from tdsm_jax.interop.pickled_names import Record
 from tdsm_jax.interop.state_dicts import SUFFIXES, read_state_dict, write_state_dict
@@ -29,6 +32,8 @@ from tdsm_jax.interop.torch_classifier import BODY, OfficialClassifier, classifi
 from tdsm_jax.interop.torch_params import network_from_official, network_to_official
 from tdsm_jax.interop.unpickle import read_snapshot, state_dict
 from tdsm_jax.labels.transition import volmin_matrix
+from tdsm_jax.networks.backbones import ScoreNetwork, network_from
+from tdsm_jax.networks.dit import DiT
 from tdsm_jax.networks.resnet import BLOCKS
 from tdsm_jax.training import model_file
 from tdsm_jax.training.classifier import Fitted, write_fitted
@@ -58,8 +63,11 @@ def main(arguments: argparse.Namespace) -> None:
         if any(name.startswith(BODY) for name in state):
             written = convert_classifier(state, out, about, safetensors=arguments.to_safetensors)
         else:
-            process = process_of(network, arguments.process, metadata)
-            written = convert_score(state, process, out, about, safetensors=arguments.to_safetensors)
+            asked = arguments.process or ("vp" if PATCHES in state else "edm")
+            process = process_of(network, asked, metadata)
+            found = network_from_official(state, arguments.heads, described_network(metadata))
+            model = Model(*found[:2], process, found[2])
+            written = convert_score(model, out, about, safetensors=arguments.to_safetensors)
     except UserError as error:
         raise UserError(f"{arguments.snapshot}: {error}") from None
     print("\n".join(str(out / name) for name in written))
@@ -74,7 +82,9 @@ def find_network(snapshot: Any) -> tuple[Record | None, StateDict]:
     for entry in ENTRIES:
         if isinstance(snapshot.get(entry), Record):
             return snapshot[entry], state_dict(snapshot[entry])
-    if snapshot and all(type(name) is str and isinstance(array, np.ndarray) for name, array in snapshot.items()):
+        if is_state_dict(snapshot.get(entry)):
+            return None, snapshot[entry]
+    if is_state_dict(snapshot):
         return None, snapshot
     raise UserError(
         f"it holds no network: its entries are {printable(', '.join(map(str, list(snapshot)[:5])))}; one of them must "
@@ -82,10 +92,17 @@ def find_network(snapshot: Any) -> tuple[Record | None, StateDict]:
     )
 
 
+def is_state_dict(value: Any) -> bool:
+    """Says whether a value is {name: array} with at least one entry."""
+    named = isinstance(value, dict) and all(type(n) is str and isinstance(a, np.ndarray) for n, a in value.items())
+    return bool(value) if named else False
+
+
 def process_of(network: Record | None, asked: str, metadata: dict[str, str]) -> Process:
     """Returns the diffusion process that a preconditioned network was trained with, by its class name and constants.
 
-    A plain state dict has no class: there the `metadata` beside it say, or else `asked` names the process.
+    A plain state dict has no class: there the `metadata` beside it say, or else `asked` names the process. VP's
+    constants are those of DiT's training: betas from 1e-4 to .02 in 1000 steps.
     """
     if network is None and "model" in metadata:
         return described_process(metadata["model"])
@@ -120,17 +137,34 @@ def described_process(description: str) -> Process:
     return model_file.process_from(process)
 
 
-def convert_score(
-    state: StateDict, process: Process, out: pathlib.Path, about: dict[str, Any], *, safetensors: bool
-) -> list[str]:
-    """Writes a score network: ema.npz, config.json and on request ema.safetensors; returns their names."""
-    network, params, image_shape = network_from_official(state)
-    model = Model(network, params, process, image_shape)
-    description = model_file.describe(model)
+def described_network(metadata: dict[str, str]) -> ScoreNetwork | None:
+    """Returns the network of a model's description, None where none came with the arrays."""
+    if "model" not in metadata:
+        return None
+    try:
+        return network_from(json.loads(metadata["model"])["network"])
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = printable(repr(error))
+        raise UserError(f"its metadata entry `model` describes no network ({reason}); export it again") from None
+
+
+def network_keys(network: ScoreNetwork) -> dict[str, Any]:
+    """Returns the config keys that describe a network, by section."""
+    if isinstance(network, DiT):
+        keys = ("patch", "width", "depth", "heads", "conditioning")
+        return {"network": {"style": "dit"}, "dit": {key: getattr(network, key) for key in keys}}
     keys = ("style", "channels", "multipliers", "blocks", "attention_resolutions")
-    config = {"network": {key: getattr(network, key) for key in keys}, "process": description["process"]}
+    return {"network": {key: getattr(network, key) for key in keys}}
+
+
+def convert_score(model: Model, out: pathlib.Path, about: dict[str, Any], *, safetensors: bool) -> list[str]:
+    """Writes a score network: ema.npz, config.json and on request ema.safetensors; returns their names."""
+    description = model_file.describe(model)
+    config = network_keys(model.network) | {"process": description["process"]}
     about = about | {"model": description, "config": config}
-    official = network_to_official(network, params, image_shape) if safetensors else None
+    official = network_to_official(model.network, model.params, model.image_shape) if safetensors else None
     model_file.write(out / "ema.npz", model)
     metadata = {"format": "pt", "model": json.dumps(description)}
     return ["ema.npz", *write_beside(out, "ema.safetensors", official, metadata, about)]
@@ -218,9 +252,7 @@ def shortened(text: str) -> str:
 
 if __name__ == "__main__":
     parser = new_parser(__doc__)
-    parser.add_argument(
-        "snapshot", help="network-snapshot-*.pkl, training-state-*.pt or a saved state dict, also .safetensors or .npz"
-    )
+    parser.add_argument("snapshot", help="a .pkl or .pt snapshot or saved state dict, also .safetensors or .npz")
     parser.add_argument("out", help="the folder of ema.npz (or classifier.npz) and config.json")
     parser.add_argument(
         "--to-safetensors", "--to_safetensors", action="store_true", help="write the official state dict as well"
@@ -228,7 +260,9 @@ if __name__ == "__main__":
     parser.add_argument(
         "--process",
         choices=tuple(PROCESSES),
-        default="edm",
-        help="of a plain state dict, which does not say (%(default)s)",
+        help="of a plain state dict, which does not say (edm, of a diffusion transformer vp)",
+    )
+    parser.add_argument(
+        "--heads", type=int, default=0, help="of a diffusion transformer of no published size, which does not say"
     )
     run_command(parser, main)

@@ -190,6 +190,7 @@ _NAMES: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter_with_state"): _Function(_parameter),
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Function(_persistent_object),
     ("dnnlib.util", "EasyDict"): _Function(_dict),
+    ("argparse", "Namespace"): _Function(functools.partial(_module, "argparse", "Namespace")),  # settings of a training
     ("collections", "OrderedDict"): _Function(_dict),
     ("numpy", "dtype"): _Function(_Dtype),
     ("numpy", "ndarray"): "ndarray",

@@ -1,6 +1,7 @@
 """Score networks across frameworks: EDM's PyTorch state dicts <-> the U-Net and its variables.
 
-A state dict is {name: array}, images channels first; names such as `model.enc.8x8_block0.conv0.weight`.
+A state dict is {name: array}, images channels first; names such as `model.enc.8x8_block0.conv0.weight`. Those of
+diffusion transformers are told apart by their names and handed to interop.dit_params.
 """
 
 import re
@@ -12,10 +13,13 @@ from flax import traverse_util
 
 from tdsm_jax.errors import UserError, printable
 from tdsm_jax.interop import layout
+from tdsm_jax.interop.dit_params import PATCHES, dit_from_official, dit_to_official
 from tdsm_jax.interop.layout import Path, StateDict
+from tdsm_jax.networks.backbones import LARGEST_SIDE, ScoreNetwork, check_architecture
+from tdsm_jax.networks.dit import DiT
 from tdsm_jax.networks.layers import TENT
 from tdsm_jax.networks.unet import STYLES, UNet
-from tdsm_jax.training.model_file import LARGEST_SIDE, check_architecture, variable_shapes
+from tdsm_jax.training.model_file import variable_shapes
 
 PREFIX = "model."
 _FAMILY = "U-Net of the EDM family"
@@ -23,12 +27,16 @@ _FIRST = re.compile(r"enc\.([1-9][0-9]{0,3})x\1_conv\.weight")
 _LEVEL = re.compile(r"enc\.([1-9][0-9]{0,3})x\1_")
 
 
-def network_from_official(state: StateDict) -> tuple[UNet, Any, tuple[int, int, int]]:
-    """Returns the U-Net that a state dict belongs to, its variables (float32) and the image shape (H,W,C).
+def network_from_official(
+    state: StateDict, heads: int = 0, like: ScoreNetwork | None = None
+) -> tuple[ScoreNetwork, Any, tuple[int, int, int]]:
+    """Returns the network that a state dict belongs to, its variables (float32) and the image shape (H,W,C).
 
-    The architecture is read off names and shapes. A state dict of another architecture, with names or shapes that
-    do not fit, is a `UserError`.
+    The architecture is read off names and shapes; `heads` and `like` are what these do not tell of a transformer, see
+    `dit_from_official`. A state dict of another architecture, with names or shapes that do not fit, is a `UserError`.
     """
+    if PATCHES in state:
+        return dit_from_official(state, heads=heads, like=like if isinstance(like, DiT) else None)
     arrays = layout.as_arrays(state)
     state = {name.removeprefix(PREFIX): array for name, array in arrays.items()}
     if len(state) < len(arrays):
@@ -43,8 +51,10 @@ def network_from_official(state: StateDict) -> tuple[UNet, Any, tuple[int, int, 
     return network, traverse_util.unflatten_dict(flat), image_shape
 
 
-def network_to_official(network: UNet, variables: Any, image_shape: tuple[int, int, int]) -> StateDict:
+def network_to_official(network: ScoreNetwork, variables: Any, image_shape: tuple[int, int, int]) -> StateDict:
     """Returns the state dict of the official module of the same architecture: the inverse of the import, exactly."""
+    if isinstance(network, DiT):
+        return dit_to_official(network, variables, image_shape)
     resolution = image_shape[0]
     flat = traverse_util.flatten_dict(jax.device_get(variables))
     state = {official_name(path, network.style, resolution): layout.to_torch(array) for path, array in flat.items()}

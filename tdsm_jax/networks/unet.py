@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tdsm_jax.networks.attention import full_attention
 from tdsm_jax.networks.layers import (
     BOX,
     TENT,
@@ -71,9 +72,6 @@ STYLES = {
 }
 
 
-ATTENTIONS = ("auto", "xla", "cudnn")
-
-
 class SelfAttention(nn.Module):
     """Self-attention over pixels with a residual connection. Shapes: [B,H,W,C] -> [B,H,W,C]."""
 
@@ -91,8 +89,7 @@ class SelfAttention(nn.Module):
         qkv = Conv(3 * C, init_scale=style.attention_scale, **conv, name="qkv")(normed)
         # Channels come interleaved as (head, c, q/k/v), the layout of EDM's weights.
         q, k, v = jnp.moveaxis(qkv.reshape(B, H * W, heads, C // heads, 3), -1, 0)
-        implementation = None if self.attention == "auto" else self.attention
-        attended = jax.nn.dot_product_attention(q, k, v, implementation=implementation).reshape(B, H, W, C)
+        attended = full_attention(q, k, v, self.attention).reshape(B, H, W, C)
         return (x + Conv(C, init_scale=style.last_scale, **conv, name="proj")(attended)) * style.skip_scale
 
 
@@ -144,8 +141,8 @@ class UNet(nn.Module):
     """The raw network F(x, c_noise, label, augment_label); `diffusion.process` makes a denoiser of it.
 
     Module names spell place and resolution (`enc_8x8_block0`) as in EDM's state dicts. `augment_dim` is the length
-    of the augmentation label, 0 for a network that takes none. `attention` is the implementation of
-    `jax.nn.dot_product_attention` (of `ATTENTIONS`); `remat` computes the blocks' activations a second time in the
+    of the augmentation label, 0 for a network that takes none. `attention` is how attention is computed (of
+    `attention.IMPLEMENTATIONS`); `remat` computes the blocks' activations a second time in the
     backward pass instead of keeping them. Neither changes what the network computes.
     """
 

@@ -17,7 +17,7 @@ from tdsm_jax.diffusion.residuals import Residual
 from tdsm_jax.diffusion.weightings import balanced
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.weights import WEIGHTS, WeightTable
-from tdsm_jax.networks.unet import UNet
+from tdsm_jax.networks.backbones import ScoreNetwork
 from tdsm_jax.training.cross_fit import CrossFitted, Weigher, cross_fitted_logits
 from tdsm_jax.training.parallel import AXIS
 from tdsm_jax.training.state import (
@@ -82,7 +82,7 @@ class Noised(NamedTuple):
 
 
 def make_step(
-    network: UNet,
+    network: ScoreNetwork,
     process: Process,
     objective: Objective,
     optimisation: Optimisation,
