@@ -51,11 +51,10 @@ def load_module(path: pathlib.Path) -> Any:
     return module
 
 
-def read(specification: str) -> ml_collections.ConfigDict:
-    """Returns the config that "path.py:arguments" names, as the flag --config reads it: keys locked, values not."""
+def load(specification: str) -> ml_collections.ConfigDict:
+    """Returns the config that "path.py:arguments" names; values can be changed, keys not be added."""
     path, _, arguments = specification.partition(":")
-    config = load_module(pathlib.Path(path)).get_config(arguments)
-    return config.lock()
+    return load_module(pathlib.Path(path)).get_config(arguments).lock()
 
 
 def parse_arguments(text: str, **defaults: Any) -> SimpleNamespace:

@@ -1,7 +1,7 @@
 """A run of a config from Python: what the command line does once it has read its flags, and what notebooks call.
 
   from tdsm_jax import config, job
-  done = job.run(config.read("configs/digits.py:noise=sym,rate=0.4"), "runs/digits")
+  done = job.run(config.load("configs/digits.py:noise=sym,rate=0.4"), "runs/digits")
   done.samples("tdsm").images
 
 The same call goes on where an interrupted one stopped, and returns at once where everything is there.
