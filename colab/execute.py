@@ -91,7 +91,7 @@ def read(path: pathlib.Path) -> nbformat.NotebookNode:
 
 def make_up_cifar10(data_dir: pathlib.Path) -> None:
     """Prepares 100 made-up images in the files of CIFAR-10, which notebooks then take for it."""
-    sys.path.insert(0, str(FOLDER.parent / "tests"))
+    sys.path[:0] = [str(FOLDER.parent), str(FOLDER.parent / "tests")]
     import tfds_archives
     from tdsm_jax.data import prepare
 
