@@ -99,6 +99,26 @@ def test_the_world_of_points_runs(tmp_path):
     assert largest < 1e-5
 
 
+def test_the_digits_run_from_end_to_end(tmp_path):
+    shown = run_small("2_digits_end_to_end", tmp_path)
+    assert "recovery" in shown and "label fidelity" in shown
+    assert (tmp_path / "runs" / "digits" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_cifar10_runs_on_prepared_images(tmp_path):
+    shown = run_small("3_cifar10_on_a_gpu_or_tpu", tmp_path)
+    assert "100 images to train, 40 to test" in shown and "images/s" in shown
+    assert (tmp_path / "runs" / "cifar10" / "evaluation" / "tdsm" / "metrics.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_folder_of_images_runs(tmp_path):
+    shown = run_small("4_your_own_folder_of_images", tmp_path)
+    assert "in a wrong folder" in shown and "really misnamed" in shown
+    assert (tmp_path / "runs" / "photos" / "report.html").is_file()
+
+
 def set_up(accelerator, monkeypatch, folder):
     """Runs the set-up cell alone, in this process, and returns its variables."""
     monkeypatch.chdir(folder)
