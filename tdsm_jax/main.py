@@ -92,26 +92,19 @@ def main(argv: list[str]) -> None:
     hosts.listen_for_stop()
     hosts.listen_for_maintenance()
     # Imported here: these are slow, and neither --help nor the refusal of a bad config needs them.
-    from tdsm_jax import checks, plan
+    from tdsm_jax import job
     from tdsm_jax.run import Run
 
-    run = Run(config, workdir)
-    planned = pipeline.plan(plan.units(run), config, workdir)
-    todo = pipeline.select(planned, tuple(_STAGES.value))
-    if any(p.unit.name != "sample/init" for p in todo):  # which needs no data
-        checks.check(run)
+    planned_job = job.planned_job(Run(config, workdir), _STAGES.value)
+    planned, todo = planned_job.planned, planned_job.todo
     if _DRY_RUN.value:
         print(json.dumps(configuration.resolved(config), indent=2))
-        print(pipeline.describe(planned, todo))
+        print(planned_job.description)
         hosts.finish()
         return
     agreed = [[p.unit.name, p.hash, p.done] for p in planned], [p.unit.name for p in todo]
     hosts.check_equal(files.digest(agreed), "view of the workdir, data or --stages")  # from here on files change
-    pipeline.check_undamaged(planned, workdir)
-    if not _OVERWRITE.value:
-        pipeline.check_unchanged(todo, workdir)
-    pipeline.sweep(planned, workdir)
-    pipeline.execute(todo, workdir)
+    job.execute(planned_job, _OVERWRITE.value)
     made = [workdir / path for p in todo for path in p.unit.makes if paths.is_file(workdir / path)]
     hosts.finish()
     logging.info("made %s", ", ".join(str(path) for path in made[-2:]) or "nothing: everything is there already")

@@ -102,7 +102,8 @@ def reference_of(extractor: Extractor, images: ImageSet, seen: Observed, floor: 
     return references.made_of(seen, about)
 
 
-if __name__ == "__main__":
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command line; `main` takes what it makes of arguments, from Python, too."""
     parser = new_parser(__doc__)
     parser.add_argument("--images", required=True, help=f"a file or folder, or {', '.join(NAMED)}")
     parser.add_argument("--features", required=True, help="the feature extractor, such as inception:WEIGHTS")
@@ -110,4 +111,8 @@ if __name__ == "__main__":
     parser.add_argument("--no_floor", action="store_true", help="do not compare real with real images")
     add_image_options(parser)
     add_host_options(parser)
-    run_on_hosts(parser, main)
+    return parser
+
+
+if __name__ == "__main__":
+    run_on_hosts(options(), main)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tdsm_jax.errors import UserError
-from tdsm_jax.labels.correction import corrected, residual_matrix
+from tdsm_jax.labels.correction import corrected, residual_matrix, suspects
 from tdsm_jax.labels.corruption import corrupt, symmetric
 
 MEANS = np.array([-1.5, 0.0, 2.0])
@@ -88,3 +88,22 @@ def test_bad_labels_and_kinds_are_refused():
             residual_matrix(w, y_hat)
     with pytest.raises(UserError, match="unknown label correction 'hard'"):
         corrected(w, "hard")
+
+
+def test_suspects_are_the_images_of_another_class_least_trusted_first():
+    w = np.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.4, 0.4, 0.2], [0.45, 0.5, 0.05], [0.0, 1.0, 0.0]])
+    np.testing.assert_array_equal(suspects(w, np.array([0, 1, 1, 0, 2])), [4, 1, 3])  # a tie is no reason
+    assert len(suspects(w, w.argmax(axis=1))) == 0
+
+
+def test_suspects_are_wrong_as_often_as_their_posteriors_say():
+    y, y_tilde, w = mixture(20_000)
+    found = suspects(w, y_tilde)
+    own = w[found, y_tilde[found]]
+    assert (np.diff(own) >= 0).all()
+    assert np.mean(y[found] == y_tilde[found]) == pytest.approx(own.mean(), abs=0.01)
+
+
+def test_suspects_need_a_label_for_each_posterior():
+    with pytest.raises(UserError, match="given labels must be 2 integers from 0 to 1"):
+        suspects(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 2]))

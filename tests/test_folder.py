@@ -56,6 +56,11 @@ def test_classes_are_folders_in_sorted_order_whatever_lies_deeper(tmp_path):
     found = folder.find(root, Form(8, 3))
     assert found.class_names == ("ant", "bee")
     assert found.labels.tolist() == [0] * 5 + [1] * 6
+    names = folder.image_names(root)
+    assert [name.partition("/")[0] for name in names] == ["ant"] * 5 + ["bee"] * 6
+    for index in (0, 4, 10):
+        content = (root / names[index]).read_bytes()
+        np.testing.assert_array_equal(found.images.read(index), pictures.decode(content, Form(8, 3)))
     assert all(found.images.read(index).shape == (8, 8, 3) for index in range(11))
     train, test = load(root, test_fraction=0.4)
     assert train.name == "photos" and len(train.labels) + len(test.labels) == 11

@@ -119,11 +119,16 @@ def human(folder, clean, number):
 
 def register(monkeypatch, folder, url="http://127.0.0.1:9/"):
     """Registers the archives that are in `folder` now, as TensorFlow Datasets registers the real ones."""
-    known = {
+    known = registered_as(folder, url)
+    monkeypatch.setattr(prepare, "registered", lambda dataset: known)
+
+
+def registered_as(folder, url="http://127.0.0.1:9/"):
+    """What TensorFlow Datasets would register for the archives that are in `folder` now."""
+    return {
         path.name: prepare.Archive(url + path.name, path.stat().st_size, sha256(path.read_bytes()))
         for path in folder.iterdir()
     }
-    monkeypatch.setattr(prepare, "registered", lambda dataset: known)
 
 
 def sha256(content):

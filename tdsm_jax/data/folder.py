@@ -100,6 +100,25 @@ def find(path: str | os.PathLike, form: Form) -> Found:
     an image outside the class folders or a lone class is a `UserError`.
     """
     path = paths.path_of(path)
+    container, names = _opened(path)
+    wrapped = _is_wrapped(names)
+    classes = [_class_of(path, name, wrapped) for name in names]
+    class_names = tuple(sorted(set(classes)))
+    if len(class_names) < 2:
+        raise UserError(f"{path}: has one class folder only, {printable(class_names[0])}; two classes are needed")
+    number = {name: y for y, name in enumerate(class_names)}
+    labels = np.array([number[name] for name in classes], np.int32)
+    check_pairs_of_images(path, labels, class_names)
+    return Found(Pictures(path, container, names, form), labels, class_names)
+
+
+def image_names(path: str | os.PathLike) -> list[str]:
+    """Returns the names of the images inside a folder or zip file, in the order in which `find` returns these."""
+    return _opened(paths.path_of(path))[1]
+
+
+def _opened(path: paths.Path) -> tuple[Container, list[str]]:
+    """The container at a path, and the sorted names of its images."""
     if not paths.exists(path):
         raise UserError(f"{path}: no such folder or zip file")
     container = Folder(path) if path.is_dir() else Zip(path)
@@ -113,15 +132,7 @@ def find(path: str | os.PathLike, form: Form) -> Found:
             f"{f' (nor are {len(others) - 1} more)' if len(others) > 1 else ''}; "
             f"move it away, or convert it to one of {', '.join(pictures.SUFFIXES)}"
         )
-    wrapped = _is_wrapped(names)
-    classes = [_class_of(path, name, wrapped) for name in names]
-    class_names = tuple(sorted(set(classes)))
-    if len(class_names) < 2:
-        raise UserError(f"{path}: has one class folder only, {printable(class_names[0])}; two classes are needed")
-    number = {name: y for y, name in enumerate(class_names)}
-    labels = np.array([number[name] for name in classes], np.int32)
-    check_pairs_of_images(path, labels, class_names)
-    return Found(Pictures(path, container, names, form), labels, class_names)
+    return container, names
 
 
 def check_pairs_of_images(path: str | os.PathLike, labels: np.ndarray, class_names: Sequence[str]) -> None:

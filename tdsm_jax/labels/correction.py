@@ -30,6 +30,18 @@ def corrected(w: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
     return (uniform * cumulative[:, -1:] >= cumulative).sum(axis=1).astype(np.int32)
 
 
+def suspects(w: np.ndarray, y_tilde: np.ndarray) -> np.ndarray:
+    """Returns the images whose label is likely wrong, int [M]: another class is likelier, least trusted labels first.
+
+    Shapes: w [N,K], y_tilde int [N]. Posteriors that are none, and labels out of range, raise `UserError`.
+    """
+    w = check_posteriors(w)
+    check_labels(y_tilde, *w.shape, "given")
+    own = w[np.arange(len(w)), y_tilde]
+    least_trusted = np.argsort(own, kind="stable")
+    return least_trusted[(own < w.max(axis=1))[least_trusted]]
+
+
 def residual_matrix(w: np.ndarray, y_hat: np.ndarray) -> np.ndarray:
     """Returns S_res[i,k] = p(y_hat=k | y=i) [K,K] by the posteriors alone: sum_n w[n,i] 1{y_hat_n=k}, normalised.
 
@@ -40,13 +52,18 @@ def residual_matrix(w: np.ndarray, y_hat: np.ndarray) -> np.ndarray:
     w = check_posteriors(w)
     N, K = w.shape
     y_hat = np.asarray(y_hat)
-    if y_hat.shape != (N,) or y_hat.dtype.kind not in "iu" or y_hat.min() < 0 or y_hat.max() >= K:
-        raise UserError(f"corrected labels must be {N} integers from 0 to {K - 1}, one for each posterior")
+    check_labels(y_hat, N, K, "corrected")
     joint = w.T @ np.eye(K)[y_hat]  # [y, y_hat]
     mass = joint.sum(axis=1, keepdims=True)
     if mass.min() <= 0:
         raise UserError(f"no image can be of class {int(mass.argmin())}: its row of the residual matrix is unknown")
     return joint / mass
+
+
+def check_labels(labels: np.ndarray, N: int, K: int, what: str) -> None:
+    """Raises `UserError` unless labels are N integers in [0, K)."""
+    if labels.shape != (N,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= K:
+        raise UserError(f"{what} labels must be {N} integers from 0 to {K - 1}, one for each posterior")
 
 
 def check_posteriors(w: np.ndarray) -> np.ndarray:
