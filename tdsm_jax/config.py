@@ -51,7 +51,7 @@ def base_config(config_file: str) -> ml_collections.ConfigDict:
 
 def default_config() -> ml_collections.ConfigDict:
     """Returns the defaults of every key: those of configs/base.py beside the package."""
-    return load_module(pathlib.Path(__file__).parents[1] / "configs" / "base.py").get_config()
+    return load_module(CONFIGS / "base.py").get_config()
 
 
 def sibling(config_file: str, name: str) -> Any:
@@ -60,12 +60,12 @@ def sibling(config_file: str, name: str) -> Any:
 
 
 def load(specification: str) -> ml_collections.ConfigDict:
-    """Returns the config of "path.py:arguments", see `locate`."""
+    """Returns the config of "path.py:arguments", see `locate`; values can be changed, keys not be added."""
     path, arguments = locate(specification)
     module = load_module(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} is not a config to run: it has no get_config; try configs/cifar10.py")
-    return module.get_config(arguments)
+    return module.get_config(arguments).lock()
 
 
 def locate(specification: str) -> tuple[pathlib.Path, str]:
@@ -107,12 +107,6 @@ def load_module(path: pathlib.Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def load(specification: str) -> ml_collections.ConfigDict:
-    """Returns the config that "path.py:arguments" names; values can be changed, keys not be added."""
-    path, _, arguments = specification.partition(":")
-    return load_module(pathlib.Path(path)).get_config(arguments).lock()
 
 
 def parse_arguments(text: str, **defaults: Any) -> SimpleNamespace:

@@ -114,8 +114,9 @@ def test_configs_of_the_program_have_names_in_any_folder(name, tmp_path, monkeyp
 
 def test_a_file_that_is_there_comes_before_a_config_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pathlib.Path("digits.py").write_text("def get_config(arguments): return {'mine': arguments}")
-    assert configuration.load("digits.py:x") == {"mine": "x"}
+    made = "import ml_collections\ndef get_config(arguments): return ml_collections.ConfigDict({'mine': arguments})"
+    pathlib.Path("digits.py").write_text(made)
+    assert configuration.load("digits.py:x").to_dict() == {"mine": "x"}
     with pytest.raises(UserError, match="no config file other/digits.py; did you mean 'configs/digits.py'"):
         configuration.locate("other/digits.py")
 

@@ -129,7 +129,7 @@ def config_of(cell: Cell, arguments: argparse.Namespace, keys: dict[str, Any]) -
     """Returns the config of a cell: the file's, the short recipe, what the cell is, then the keys given."""
     path, _, given = arguments.config.partition(":")
     given = ",".join(filter(None, (given, f"seed={cell.seed}", "smoke" if arguments.smoke else "")))
-    config = configuration.load_module(pathlib.Path(path)).get_config(given)
+    config = configuration.load(f"{path}:{given}")
     short = {} if arguments.smoke else SHORT
     own = {"label_noise.kind": cell.labels[0], "label_noise.rate": cell.labels[1], "score.residual": cell.residual}
     if cell.rate:
