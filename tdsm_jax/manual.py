@@ -17,8 +17,10 @@ from tdsm_jax.config import PACKAGE
 COMMANDS = (
     "main",
     "evaluate",
+    "sweep",
     "make_ref_stats",
     "compare",
+    "compare_runs",
     "evaluation.table",
     "paper",
     "data.prepare",
