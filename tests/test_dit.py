@@ -222,11 +222,6 @@ def test_patches_that_do_not_divide_the_images_are_refused_before_anything_is_bu
     assert not (tmp_path / "new").exists()
 
 
-def test_attention_is_no_argument_of_a_unet():
-    with pytest.raises(UserError, match="attention=window is one of transformers: give network=dit, too"):
-        load_module(ROOT / "configs/digits.py").get_config("attention=window")
-
-
 def made(network=TINY):
     params = jax.tree.map(np.asarray, random_params(network, *inputs()))
     return Model(network, params, EDM(), (8, 8, 3))
