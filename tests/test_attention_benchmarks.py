@@ -39,7 +39,7 @@ def test_attention_is_measured_by_one_command(tmp_path):
     }
     assert all(r["milliseconds"] > 0 and r["temporary_bytes"] >= 0 and r["versions"] for r in records)
     full = [line for line in done.stdout.splitlines() if "| full |" in line]
-    assert len(full) == 4 and all(line.split("|")[4].strip() == "1.00" for line in full)
+    assert len(full) == 4 and all(line.split("|")[4].strip() == "1" for line in full)
     assert "neighbourhood" in drawn.read_text()
 
 

@@ -222,11 +222,6 @@ def test_patches_that_do_not_divide_the_images_are_refused_before_anything_is_bu
     assert not (tmp_path / "new").exists()
 
 
-def test_attention_is_no_argument_of_a_unet():
-    with pytest.raises(UserError, match="attention=window is one of transformers: give network=dit, too"):
-        load_module(ROOT / "configs/digits.py").get_config("attention=window")
-
-
 def made(network=TINY):
     params = jax.tree.map(np.asarray, random_params(network, *inputs()))
     return Model(network, params, EDM(), (8, 8, 3))
@@ -317,3 +312,14 @@ def test_keys_of_the_transformer_are_none_of_a_unets(network):
     units = plan.units(Run(FrozenConfigDict(config), pathlib.Path()))
     (reads,) = (unit.reads for unit in units if unit.name == "score/clean")
     assert ("dit" in reads) == (network == "dit")
+
+
+@pytest.mark.parametrize(("config", "along", "row"), [("digits", 3, 9), ("cifar10", 7, 49), ("mnist", 7, 49)])
+def test_config_arguments_choose_a_window_and_a_neighbourhood_of_as_many_tokens(config, along, row):
+    get_config = load_module(ROOT / f"configs/{config}.py").get_config
+    for attention, window in (("neighbourhood", along), ("window", row)):
+        chosen = get_config(f"network=dit,attention={attention}")
+        validate(chosen)
+        assert (chosen.network.style, chosen.dit.attention, chosen.dit.window) == ("dit", attention, window)
+    with pytest.raises(UserError, match="is one of transformers"):
+        get_config("attention=neighbourhood")

@@ -153,7 +153,7 @@ def over(record: dict[str, Any], reference: dict[str, Any] | None, key: str) -> 
     """Returns a figure over that of full attention, "" where one of them is missing."""
     if reference is None or record[key] is None or not reference[key]:
         return ""
-    return f"{record[key] / reference[key]:.2f}"
+    return f"{record[key] / reference[key]:.3g}"
 
 
 def plot(records: Sequence[dict[str, Any]]) -> str:

@@ -22,7 +22,7 @@ LEAST_TILE = 16  # queries that share their keys: fewer make products too small
 def full_attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto") -> jax.Array:
     """Every token sees every token, of `IMPLEMENTATIONS` by one; k and v may have another number of tokens than q."""
     if implementation == "chunked":
-        return chunked_attention(q, k, v, CHUNK)
+        return chunked_attention(q, k, v, min(CHUNK, max(q.shape[1], k.shape[1])))
     return jax.nn.dot_product_attention(q, k, v, implementation=None if implementation == "auto" else implementation)
 
 
