@@ -102,14 +102,13 @@ def test_a_sweep_draws_judges_resumes_and_grows(run, call, tmp_path):
     assert code == 2 and "of another per_class" in errors
 
 
-def test_cells_draw_the_images_of_the_run_with_and_without_correction(run, call, tmp_path):
-    for method, more in (("dsm", ()), ("corrected", ("--corrected",))):
-        out = tmp_path / method
-        code, _, errors = call(f"--out={out}", "--guidance=2", "--steps=4", "--at_guidance=2", "--seed=3", *more)
-        assert code == 0, errors
-        kept = files.read_arrays(out / "cells" / "heun-w2-4steps.npz")["images"]
-        made = files.read_arrays(run.workdir / "samples" / f"{method}.npz")["images"]
-        np.testing.assert_array_equal(kept, made[: len(kept)])
+def test_cells_draw_the_images_of_the_run(run, call, tmp_path):
+    out = tmp_path / "corrected"
+    code, _, errors = call(f"--out={out}", "--guidance=2", "--steps=4", "--at_guidance=2", "--seed=3", "--corrected")
+    assert code == 0, errors
+    kept = files.read_arrays(out / "cells" / "heun-w2-4steps.npz")["images"]
+    made = files.read_arrays(run.workdir / "samples" / "corrected.npz")["images"]
+    np.testing.assert_array_equal(kept, made[: len(kept)])
     assert json.loads((out / "settings.json").read_text())["corrected"] == {"limit": 4.0, "slots": 9}
     code, _, errors = call(f"--out={out}", "--guidance=2", "--seed=3", "--corrected", "--limit=2")
     assert code == 2 and "of another corrected" in errors
