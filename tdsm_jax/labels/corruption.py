@@ -98,7 +98,8 @@ def corrupt(labels: np.ndarray, S: np.ndarray, seed: int, exact: bool = False) -
     Example n owns the n-th uniform of PCG64(seed), turned into a class by the inverse CDF of its row: the
     result depends on the order of `labels` [N], on nothing else, and is the same on every platform. `exact` deals
     out the labels of each clean class so that their shares equal its row up to rounding to whole examples; the
-    uniforms then only rank the examples of the class.
+    uniforms then only rank the examples of the class. They are those that np.random.default_rng(seed) draws first:
+    examples that were made up from it need labels of another seed, or which labels are wrong depends on the example.
     Raises `UserError` for labels outside [0, K), no labels, a negative seed or an S [K, K] that is not
     row-stochastic.
     """
