@@ -2,12 +2,16 @@
 
 import pathlib
 import re
+import sys
 
 from setuptools import find_packages, setup
 from setuptools.command.sdist import sdist
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "tdsm_jax/__init__.py").read_text()).group(1)
+# An installed package brings configs/ along, so that tdsm-jax finds them from anywhere; an editable install has them in
+# the clone, and a layout without exceptions, of which pip has nothing to warn.
+CONFIGS = {} if "editable_wheel" in sys.argv else {"tdsm_jax.configs": "configs"}
 
 
 class WholeTree(sdist):
@@ -28,9 +32,8 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    # The folder configs/ goes into the package, so that an installed tdsm-jax finds them from anywhere.
-    packages=[*find_packages(include=["tdsm_jax", "tdsm_jax.*"]), "tdsm_jax.configs"],
-    package_dir={"tdsm_jax.configs": "configs"},
+    packages=[*find_packages(include=["tdsm_jax", "tdsm_jax.*"]), *CONFIGS],
+    package_dir={"": ".", **CONFIGS},
     package_data={"tdsm_jax": ["py.typed"]},  # says that our type hints may be relied upon
     entry_points={"console_scripts": ["tdsm-jax = tdsm_jax.__main__:entry_point"]},
     cmdclass={"sdist": WholeTree},
