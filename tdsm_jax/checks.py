@@ -67,7 +67,7 @@ def check_generation(run: Run) -> None:
     if run.config.init_from:
         check_initial(run)
     if weaker := run.config.sampling.autoguidance:
-        made = Model(run.network, None, run.process, run.train_set.images.shape[1:])
+        made = Model(run.network, None, run.process, run.train_set.image_shape)
         weaker_model(weaker, run.initial if run.config.methods == ("init",) else made)
     if run.config.classifier.init_from:
         run.given_classifier()
@@ -136,7 +136,7 @@ def check_evaluation(run: Run, smallest: int) -> None:
 def check_dit(run: Run) -> None:
     """Raises `UserError` where no diffusion transformer of this config takes the images."""
     try:
-        check_architecture(run.network, run.train_set.images.shape[1:])
+        check_architecture(run.network, run.train_set.image_shape)
     except UserError as error:
         raise UserError(f"config section dit: {error}") from None
 
@@ -144,7 +144,7 @@ def check_dit(run: Run) -> None:
 def check_initial(run: Run) -> None:
     """Raises `UserError` where the model that training starts from is not one for this config and its data."""
     path, model = run.config.init_from, run.initial
-    images, K = run.train_set.images.shape[1:], run.num_classes
+    images, K = run.train_set.image_shape, run.num_classes
     if model.image_shape != images or model.network.num_classes != K:
         raise UserError(
             f"{path} makes images {model.image_shape} of {model.network.num_classes} classes; "

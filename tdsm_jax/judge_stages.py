@@ -120,7 +120,7 @@ def extracted(run: Run, spec: str, images: Images, name: str) -> Seen:
     return extract(open_extractor(spec, run.mesh), images, label=name, parts=run.workdir / name / "parts")
 
 
-def look(run: Run, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def look(run: Run, images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Returns the judge's verdicts [N] and features [N,D]."""
     params = classifiers.read_fitted(run.workdir / "judge" / "judge.npz").params
     return judge.look(run.judge, params, images, run.mesh)

@@ -16,7 +16,7 @@ from tdsm_jax.training.state import stream_key
 def train_score(run: Run, method: str) -> None:
     """images + labels (+ classifier + table) -> score/<method>/: checkpoints, model.json, metrics.jsonl, ema.npz"""
     begin, directory = run.score_step(method), run.workdir / "score" / method
-    model = Model(run.network, None, run.process, run.train_set.images.shape[1:])
+    model = Model(run.network, None, run.process, run.train_set.image_shape)
     model_file.write_description(directory, model)
     state = loop.run(
         f"score/{method}",

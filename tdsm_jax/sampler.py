@@ -15,7 +15,7 @@ from tdsm_jax import files, hosts, paths
 from tdsm_jax.data.dataset import to_uint8
 from tdsm_jax.diffusion import guidance, sampling
 from tdsm_jax.diffusion.guidance import Guidance
-from tdsm_jax.diffusion.process import Denoise, Process, make_denoiser
+from tdsm_jax.diffusion.process import Denoise, NoiseLevels, Process, make_denoiser
 from tdsm_jax.diffusion.sampling import SOLVERS, Churn, Noise
 from tdsm_jax.diffusion.unmixing import Terms, unmixed
 from tdsm_jax.errors import UserError
@@ -26,7 +26,7 @@ from tdsm_jax.training.logs import Progress
 from tdsm_jax.training.model_file import Model
 from tdsm_jax.training.state import Params, example_keys, normal_like
 
-Interval = tuple[float, ...]  # (low, high) noise levels, () for all
+Interval = tuple[float, float] | tuple[()]  # (low, high) noise levels, () for all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Sampling:
 
     @property
     def churned_by(self) -> Churn:
-        return Churn(self.churn, *(self.churn_interval or (0.0, math.inf)), S_noise=self.churn_noise)
+        low, high = self.churn_interval or (0.0, math.inf)
+        return Churn(self.churn, low, high, self.churn_noise)
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -165,7 +166,7 @@ class Sampler:
     def _counted(self, model: Model) -> Denoise:
         call, params = sampling_call(model.network, model.process), parallel.replicate(model.params, self.mesh)
 
-        def denoise(x: jax.Array, sigma: np.ndarray, label: jax.Array) -> jax.Array:
+        def denoise(x: jax.Array, sigma: NoiseLevels, label: jax.Array) -> jax.Array:
             self.counts = self.counts + (1, 0)
             return call(params, x, sigma, label)
 
@@ -179,7 +180,7 @@ class Sampler:
             c = unmixed(c, null, self._log_posterior, self._correction.terms, self._correction.limit)
         return guidance.composed(c, self._weak or null, self.settings.guided_by)
 
-    def _log_posterior(self, x: jax.Array, sigma: np.ndarray) -> jax.Array:
+    def _log_posterior(self, x: jax.Array, sigma: NoiseLevels) -> jax.Array:
         members = math.prod(jax.tree.leaves(self._classifiers.params)[0].shape[:2])
         self.counts = self.counts + (0, members)
         return _log_posterior(self._correction.weigher, self._classifiers, x, sigma)
@@ -213,7 +214,7 @@ def drawn(sampler: Sampler, labels: np.ndarray, key: jax.Array, parts: paths.Pat
     noise_key = jax.random.fold_in(key, zlib.crc32(b"churn"))  # far beyond any image's number
 
     @jax.jit
-    def noise_of(step: int, index: jax.Array, latents: jax.Array) -> jax.Array:
+    def noise_of(step: jax.Array, index: jax.Array, latents: jax.Array) -> jax.Array:
         return normal_like(example_keys(noise_key, step, index), latents)
 
     size = min(sampler.settings.batch_size, parallel.round_up(len(labels)))
@@ -234,9 +235,9 @@ def drawn(sampler: Sampler, labels: np.ndarray, key: jax.Array, parts: paths.Pat
             files.write_arrays(parts / f"{start:08d}.npz", batch)
             batches.append(batch)
             progress.update()
-    evaluations = np.mean([batch["evaluations"] for batch in batches], axis=0).tolist()
+    evaluations, of_classifiers = np.mean([batch["evaluations"] for batch in batches], axis=0).tolist()
     rate = size / float(np.median(seconds[1:] or seconds)) if seconds else None
-    return Drawn(np.concatenate([batch["images"] for batch in batches]), Cost(*evaluations, rate))
+    return Drawn(np.concatenate([batch["images"] for batch in batches]), Cost(evaluations, of_classifiers, rate))
 
 
 def finished_parts(folder: paths.Path) -> list[dict[str, np.ndarray]]:

@@ -60,7 +60,9 @@ class Cell(NamedTuple):
 
     def sampling(self, others: Sampling) -> Sampling:
         """Returns the settings of the cell: of `others` those that mean something to its solver and guidance."""
-        unread = {} if SOLVERS[self.solver].stochastic else {"churn": 0.0, "churn_interval": (), "churn_noise": 1.0}
+        unread: dict[str, Any] = {}
+        if not SOLVERS[self.solver].stochastic:
+            unread |= {"churn": 0.0, "churn_interval": (), "churn_noise": 1.0}
         if self.guidance in (0, 1):
             unread |= {"guidance_rescale": 0.0, "adaptive_guidance": 0.0}
         if self.guidance == 1:
@@ -91,7 +93,7 @@ def main(arguments: argparse.Namespace) -> None:
     out, path = paths.absolute(arguments.out), model_path(arguments.checkpoint)
     runtime.configure(compilation_cache=runtime.cache_folder(out))
     run, model = finished_run(arguments.run), model_file.read(path)
-    if model.network.num_classes != run.num_classes or model.image_shape != run.train_set.images.shape[1:]:
+    if model.network.num_classes != run.num_classes or model.image_shape != run.train_set.image_shape:
         raise UserError(f"--checkpoint={arguments.checkpoint} draws other images or classes than --run={arguments.run}")
     labels = np.arange(arguments.per_class * run.num_classes, dtype=np.int32) % run.num_classes
     sweep = Sweep(run, model, others, labels, arguments, out)

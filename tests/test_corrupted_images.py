@@ -67,6 +67,7 @@ def test_a_cell_is_what_its_name_says_and_the_keys_given_have_the_last_word():
         ({"keys": ["score.steps"]}, "no config key with its value"),
         ({"keys": ["score.stepz=3"]}, "did you mean 'score.steps'?"),
         ({"keys": ["score.steps=many"]}, "config key score.steps='many' is not of type int"),
+        ({"rates": "0", "keys": ["data.stream=True"]}, "data.stream=True leaves images on disk"),
     ],
 )
 def test_bad_arguments_end_in_one_line(given, said):

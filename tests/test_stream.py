@@ -23,6 +23,7 @@ from tdsm_jax import config as configuration
 from tdsm_jax.data import edm_zip, label_files, sources, stream
 from tdsm_jax.data.batches import batch_indices
 from tdsm_jax.data.dataset import Dataset, images_hash, images_set_hash, subset
+from tdsm_jax.data.image_corruption import ImageNoise, corrupted
 from tdsm_jax.data.sources import DataSpec
 from tdsm_jax.data.stream import Streamed
 from tdsm_jax.errors import UserError
@@ -273,7 +274,7 @@ def test_what_sees_all_images_of_a_run_sees_the_same(tmp_path):
     np.testing.assert_array_equal(held[0].labels, held[1].labels)
 
 
-def test_pixels_as_features_are_refused_where_they_are_read(tmp_path):
+def test_what_needs_all_pixels_at_once_is_refused_where_they_are_read(tmp_path):
     run = run_of(tmp_path, True, **{"transition.estimator": "hoc", "transition.features": "pixels"})
     label_stages.make_labels(run)
     with pytest.raises(UserError, match="data.stream=True leaves"):
@@ -281,6 +282,8 @@ def test_pixels_as_features_are_refused_where_they_are_read(tmp_path):
     assert label_stages.evidence(run_of(tmp_path, True, **{"transition.estimator": "counts"})).features is None
     with pytest.raises(UserError, match="data.stream=True leaves"):
         label_files.draw(run.train_set, "instance", 0.4, 0)
+    with pytest.raises(UserError, match="data.stream=True leaves"):
+        corrupted(run.train_set.images, np.arange(len(run.train_set.labels)), ImageNoise("occlusion", 0.5, 0.5, 0))
 
 
 def test_of_many_held_out_images_an_even_share_is_looked_at():

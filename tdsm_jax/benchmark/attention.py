@@ -74,12 +74,12 @@ def side_of(tokens: int, window: int) -> int:
 
 def kinds(shape: Shape, side: int) -> dict[str, Callable[..., jax.Array]]:
     """Returns every attention (q, k, v) -> [B,N,heads,c] that this machine can compute, by name."""
-    local = {"grid": (side, side), "implementation": "auto"}
-    found = {
+    local = functools.partial(patterned_attention, grid=(side, side), implementation="auto")
+    found: dict[str, Callable[..., jax.Array]] = {
         REFERENCE: functools.partial(full_attention, implementation="xla"),
         "full, chunked": functools.partial(full_attention, implementation="chunked"),
-        "window": functools.partial(patterned_attention, pattern="window", window=shape.window**2, **local),
-        "neighbourhood": functools.partial(patterned_attention, pattern="neighbourhood", window=shape.window, **local),
+        "window": functools.partial(local, pattern="window", window=shape.window**2),
+        "neighbourhood": functools.partial(local, pattern="neighbourhood", window=shape.window),
     }
     if jax.default_backend() == "gpu" and shape.dtype == "bfloat16":
         found["full, cudnn"] = functools.partial(full_attention, implementation="cudnn")

@@ -34,6 +34,7 @@ from tdsm_jax.benchmark import corrupted_page
 from tdsm_jax.benchmark.cells import carry_out, measures, read_seeds
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.data.image_corruption import CORRUPTIONS, ImageNoise, corrupted
+from tdsm_jax.data.stream import Images
 from tdsm_jax.diffusion.residuals import RESIDUALS
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation.neighbours import nearest_squared
@@ -99,7 +100,7 @@ def planned(arguments: argparse.Namespace) -> list[Cell]:
         raise UserError(f"--rates={arguments.rates} must be numbers in [0, 1] joined by commas")
     images = dict.fromkeys((kind if rate else "none", rate) for rate in rates for kind in kinds)
     grid = itertools.product(read_seeds(arguments.seeds), labels, images, residuals)
-    return [Cell(*image, label, residual, seed) for seed, label, image, residual in grid]
+    return [Cell(kind, rate, label, residual, seed) for seed, label, (kind, rate), residual in grid]
 
 
 def choices(arguments: argparse.Namespace, name: str, valid: Any) -> list[str]:
@@ -142,6 +143,10 @@ def config_of(cell: Cell, arguments: argparse.Namespace, keys: dict[str, Any]) -
             config.update_from_flattened_dict({key: value})
         except TypeError:
             raise UserError(f"config key {key}={value!r} is not of type {type(valid[key]).__name__}") from None
+    if config.data.stream:  # clean cells, too, are compared with corrupted images
+        raise UserError(
+            "config key data.stream=True leaves images on disk, but they are corrupted in memory: leave it out"
+        )
     config.methods = cell.methods
     return config
 
@@ -191,10 +196,10 @@ class Detector:
         noise = ImageNoise(self.kind, 1.0, severity, self.run.config.seed + (number + 1) * _FRESH)
         return corrupted(images, np.arange(len(images)), noise)[0]
 
-    def features(self, images: np.ndarray) -> np.ndarray:
+    def features(self, images: Images) -> np.ndarray:
         return judge_stages.look(self.run, images)[1]
 
-    def share(self, images: np.ndarray) -> float:
+    def share(self, images: Images) -> float:
         """Returns the share of uint8 images [N,H,W,C] that count as corrupted."""
         seen = self.features(images)
         return float(np.mean(nearest_squared(seen, self.bad) < nearest_squared(seen, self.clean)))

@@ -135,12 +135,12 @@ def _charts(rows: Rows) -> str:
     """Means over seeds against the rate, a line for each residual."""
     drawn = []
     for column in ("fd", "taken_for", "label_fidelity", "resilience"):
-        series = {}
+        series: dict[str, tuple[list[float], list[float]]] = {}
         for residual in dict.fromkeys(residual for _, residual in rows):
             at = sorted(rate for rate, other in rows if other == residual)
             values = [[row[column] for row in rows[rate, residual] if row[column] is not None] for rate in at]
             known = [(100 * rate, float(np.mean(v))) for rate, v in zip(at, values, strict=True) if v]
-            series[residual] = tuple(map(list, zip(*known, strict=True))) if known else ([], [])
+            series[residual] = [x for x, _ in known], [y for _, y in known]
         heading = COLUMNS[column][0]
         drawn.append((heading, charts.line_chart(series, x_label="corrupted images, %", y_label=heading)))
     return sections.figures(drawn)

@@ -99,7 +99,8 @@ def cost_table(out: pathlib.Path, noise: tuple[str, float], found: Results) -> s
     Training is that of the method's own score network; the classifiers, which all but dsm and clean read, have a row of
     their own. Seconds are those of the last process where one was interrupted.
     """
-    lines, classifiers = [], []
+    lines: list[tuple[str, ...]] = []
+    classifiers: list[float] = []
     for method, rows in found.items():
         of = [(Cell(noise if method != "clean" else None, s).folder(out), Cell(noise, s).folder(out)) for s in rows]
         pairs = [(cost(own, method), cost(dsm, "dsm")) for own, dsm in of]

@@ -72,7 +72,7 @@ def untrained(specification: str) -> Model:
     config = configuration.load(with_arguments(specification, "methods=dsm"))
     validate(config)
     run = Run(FrozenConfigDict(config), pathlib.Path())
-    return Model(run.network, run.initial_params(), run.process, run.train_set.images.shape[1:])
+    return Model(run.network, run.initial_params(), run.process, run.train_set.image_shape)
 
 
 def measure(

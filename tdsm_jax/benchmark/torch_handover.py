@@ -21,7 +21,7 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.interop import layout
 from tdsm_jax.interop.torch_params import network_to_official
 from tdsm_jax.labels.weights import posterior
-from tdsm_jax.networks.unet import UNet
+from tdsm_jax.networks.backbones import ScoreNetwork
 from tdsm_jax.run import Run
 from tdsm_jax.sampler import sampling_call
 from tdsm_jax.training import score
@@ -174,7 +174,7 @@ def outputs(run: Run, params: Params, batch: dict, probe: Probe) -> dict[str, np
     return jax.device_get(found)
 
 
-def sampler(run: Run, network: UNet, params: Params, probe: Probe) -> Callable[[], jax.Array]:
+def sampler(run: Run, network: ScoreNetwork, params: Params, probe: Probe) -> Callable[[], jax.Array]:
     """Returns what makes the samples [B,H,W,C] of the probe's latents."""
     denoise = sampling_call(network, run.process)
     latents, label = jax.device_put((probe.latents, probe.sample_label))

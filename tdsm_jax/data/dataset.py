@@ -53,6 +53,11 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, H, W, C = self.images.shape
+        return H, W, C
+
 
 def stratified_split(dataset: Dataset, test_fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Returns (train, test) with the same fraction of every class in test; both keep the index order.

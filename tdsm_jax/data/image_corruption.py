@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from tdsm_jax.data.stream import Images
 from tdsm_jax.errors import UserError, did_you_mean
 
 _STREAM = 7  # other random draws may use the same seed
@@ -28,16 +29,17 @@ class ImageNoise(NamedTuple):
     seed: int
 
 
-def corrupted(images: np.ndarray, index: np.ndarray, noise: ImageNoise) -> tuple[np.ndarray, np.ndarray]:
+def corrupted(images: Images, index: np.ndarray, noise: ImageNoise) -> tuple[np.ndarray, np.ndarray]:
     """Returns the images, some of them corrupted, and which bool [N]. Others stay as they are, bit for bit.
 
     Shapes: images uint8 [N,H,W,C], C 1 or 3; `index` int [N] is what each image is known by, such as its place in the
-    whole training set.
+    whole training set. Streamed images are a `UserError`.
     """
     if noise.kind not in CORRUPTIONS:
         raise UserError(f"unknown image noise {noise.kind!r}{did_you_mean(noise.kind, CORRUPTIONS)}")
     if images.shape[-1] not in (1, 3):
         raise UserError(f"image noise is for grey and RGB images, these have {images.shape[-1]} channels")
+    images = np.asarray(images)  # streamed ones are refused
     made, chosen = images.copy(), np.zeros(len(images), bool)
     for place, known_by in enumerate(index.tolist()):
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(noise.seed, spawn_key=(_STREAM, known_by))))

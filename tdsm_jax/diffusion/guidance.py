@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tdsm_jax.diffusion.process import Denoise, per_example
+from tdsm_jax.diffusion.process import Denoise, NoiseLevels, per_example
 
 
 class Guidance(NamedTuple):
@@ -55,7 +55,7 @@ def unconditional(denoise: Denoise, null: int) -> Denoise:
     """
     last: list = [None, None]
 
-    def denoise_null(x: jax.Array, sigma: jax.Array, label: jax.Array, *extra: jax.Array) -> jax.Array:
+    def denoise_null(x: jax.Array, sigma: NoiseLevels, label: jax.Array, *extra: jax.Array) -> jax.Array:
         if last[0] is not x:
             last[:] = x, denoise(x, sigma, jnp.full_like(label, null), *extra)
         return last[1]
@@ -74,7 +74,7 @@ def extrapolated(c: Denoise, u: Denoise, w: float, rescale: float = 0.0) -> Deno
     if w == 0:
         return u
 
-    def guided_denoise(x: jax.Array, sigma: jax.Array, label: jax.Array, *extra: jax.Array) -> jax.Array:
+    def guided_denoise(x: jax.Array, sigma: NoiseLevels, label: jax.Array, *extra: jax.Array) -> jax.Array:
         other = u(x, sigma, label, *extra)
         return _extrapolated(c(x, sigma, label, *extra), other, w, rescale)
 
@@ -104,12 +104,12 @@ def within(inside: Denoise, outside: Denoise, low: float, high: float) -> Denois
     One of the two alone is evaluated where sigma is a NumPy array, as solvers give it, that lies on one side.
     """
 
-    def chosen(x: jax.Array, sigma: jax.Array, label: jax.Array, *extra: jax.Array) -> jax.Array:
+    def chosen(x: jax.Array, sigma: NoiseLevels, label: jax.Array, *extra: jax.Array) -> jax.Array:
         inner = (low < sigma) & (sigma <= high)
         if isinstance(inner, np.ndarray) and inner.all() == inner.any():
             return (inside if inner.all() else outside)(x, sigma, label, *extra)
-        both = (denoise(x, sigma, label, *extra) for denoise in (inside, outside))
-        return jnp.where(per_example(jnp.asarray(inner), x), *both)
+        D_inside, D_outside = (denoise(x, sigma, label, *extra) for denoise in (inside, outside))
+        return jnp.where(per_example(jnp.asarray(inner), x), D_inside, D_outside)
 
     return chosen
 
@@ -127,7 +127,7 @@ class Adaptive:
         self._over: jax.Array | None = None  # bool [B]
         self._all_over = False
 
-    def __call__(self, x: jax.Array, sigma: jax.Array, label: jax.Array, *extra: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, sigma: NoiseLevels, label: jax.Array, *extra: jax.Array) -> jax.Array:
         c = self._c(x, sigma, label, *extra)
         if self._all_over:
             return c

@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtr
 
+NoiseLevels = jax.Array | np.ndarray  # [B]; of NumPy as solvers give them
 # (x [B,...], sigma [B], label [B]) -> D [B,...]; augmented images come with augment_label [B,A] as fourth argument
 Denoise = Callable[..., jax.Array]
 

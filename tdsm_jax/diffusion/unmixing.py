@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tdsm_jax.diffusion.process import Denoise, per_example
+from tdsm_jax.diffusion.process import Denoise, NoiseLevels, per_example
 from tdsm_jax.errors import UserError
 from tdsm_jax.labels.transition import condition_number
 from tdsm_jax.labels.weights import INVERSE_LIMIT
@@ -45,7 +45,7 @@ def unmixing_terms(S: np.ndarray, most: int) -> Terms:
     if condition_number(S) >= INVERSE_LIMIT:
         raise UserError("the noisy labels cannot be undone: S is singular, and several clean denoisers explain a model")
     columns = [_without_median(column, y) for y, column in enumerate(np.linalg.inv(S).T)]
-    needed = min(most, max(np.count_nonzero(np.delete(column, y)) for y, column in enumerate(columns)))
+    needed = min(most, max(int(np.count_nonzero(np.delete(column, y))) for y, column in enumerate(columns)))
     order = [
         np.argsort(-np.where(np.arange(len(S)) == y, np.inf, abs(c)), kind="stable") for y, c in enumerate(columns)
     ]
@@ -79,14 +79,14 @@ def factors(terms: Terms, log_h: jax.Array, label: jax.Array, limit: float) -> j
 def unmixed(
     M: Denoise,
     D_null: Denoise,
-    log_posterior: Callable[[jax.Array, jax.Array], jax.Array],  # (x_t [B,...], sigma [B]) -> log h [B,K]
+    log_posterior: Callable[[jax.Array, NoiseLevels], jax.Array],  # (x_t [B,...], sigma [B]) -> log h [B,K]
     terms: Terms,
     limit: float,
 ) -> Denoise:
     """Returns the clean-label denoiser of a model `M` of noisy labels: an evaluation a term, and one of `D_null`."""
     classes = jnp.asarray(terms.classes)
 
-    def denoise(x: jax.Array, sigma: jax.Array, label: jax.Array, *extra: jax.Array) -> jax.Array:
+    def denoise(x: jax.Array, sigma: NoiseLevels, label: jax.Array, *extra: jax.Array) -> jax.Array:
         u = D_null(x, sigma, label, *extra)
         factor, D = factors(terms, log_posterior(x, sigma), label, limit), u
         for e in range(classes.shape[1]):

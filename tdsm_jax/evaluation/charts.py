@@ -198,7 +198,7 @@ def line_chart(
 
 
 def dot_plot(
-    series: Mapping[str, Sequence[float]],
+    series: Mapping[str, Sequence[float] | np.ndarray],
     *,
     names: Sequence[str],
     x_label: str,

@@ -5,6 +5,7 @@ python -m tdsm_jax.evaluation.table runs/seed0 runs/seed1 runs/seed2
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def _more(rows: Sequence[dict]) -> dict[str, tuple[str, int]]:
     }
 
 
-def cells(rows: Sequence[dict], columns: Mapping[str, tuple[str, int]] = COLUMNS) -> list[str]:
+def cells(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, int]] = COLUMNS) -> list[str]:
     """Returns mean and spread over runs of each column, "" where one lacks it; a row holds the metrics of one run."""
     return [
         spread([row[metric] for row in rows], digits) if all(metric in row for row in rows) else ""

@@ -36,8 +36,9 @@ def suspects(w: np.ndarray, y_tilde: np.ndarray) -> np.ndarray:
     Shapes: w [N,K], y_tilde int [N]. Posteriors that are none, and labels out of range, raise `UserError`.
     """
     w = check_posteriors(w)
-    check_labels(y_tilde, *w.shape, "given")
-    own = w[np.arange(len(w)), y_tilde]
+    N, K = w.shape
+    check_labels(y_tilde, N, K, "given")
+    own = w[np.arange(N), y_tilde]
     least_trusted = np.argsort(own, kind="stable")
     return least_trusted[(own < w.max(axis=1))[least_trusted]]
 

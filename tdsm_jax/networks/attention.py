@@ -6,7 +6,7 @@ The first is part of a model, the second is not: all implementations give the sa
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 
 # Of full attention. auto, xla, cudnn: those of `jax.nn.dot_product_attention`; chunked: never N x N logits at a time.
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "chunked")
+_OF_JAX: dict[str, Literal["xla", "cudnn"] | None] = {"auto": None, "xla": "xla", "cudnn": "cudnn"}
 PATTERNS = ("full", "window", "neighbourhood")
 CHUNK = 256  # tokens; a loop over products this large costs nothing against one large product
 LEAST_TILE = 16  # queries that share their keys: fewer make products too small
@@ -23,7 +24,7 @@ def full_attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str
     """Every token sees every token, of `IMPLEMENTATIONS` by one; k and v may have another number of tokens than q."""
     if implementation == "chunked":
         return chunked_attention(q, k, v, min(CHUNK, max(q.shape[1], k.shape[1])))
-    return jax.nn.dot_product_attention(q, k, v, implementation=None if implementation == "auto" else implementation)
+    return jax.nn.dot_product_attention(q, k, v, implementation=_OF_JAX[implementation])
 
 
 def patterned_attention(
@@ -98,8 +99,11 @@ def _chunked_backward(chunk: int, kept: tuple, gradient: jax.Array) -> tuple[jax
 
     none = jnp.zeros(queries.shape, jnp.float32)
     d_queries, (d_keys, d_values) = jax.lax.scan(of_keys, none, (keys, values, _known(k.shape[1], chunk)))
-    parts = ((d_queries, q), (d_keys, k), (d_values, v))
-    return tuple(_joined(d, like.shape[1]).astype(like.dtype) for d, like in parts)
+
+    def whole(d: jax.Array, like: jax.Array) -> jax.Array:
+        return _joined(d, like.shape[1]).astype(like.dtype)
+
+    return whole(d_queries, q), whole(d_keys, k), whole(d_values, v)
 
 
 chunked_attention.defvjp(_chunked_forward, _chunked_backward)
@@ -124,7 +128,7 @@ def _known(N: int, chunk: int) -> np.ndarray:
     return np.arange(-(-N // chunk) * chunk).reshape(-1, chunk) < N
 
 
-def _logits(q: jax.Array, k: jax.Array, seen: jax.Array) -> jax.Array:
+def _logits(q: jax.Array, k: jax.Array, seen: jax.Array | np.ndarray) -> jax.Array:
     """[...,q,heads,c], [...,k,heads,c], bool [...,q or 1,k] -> float32 [...,heads,q,k], -inf for what is not seen."""
     logits = _product("...qhc,...khc->...hqk", q, k) / math.sqrt(q.shape[-1])
     return jnp.where(seen, logits, -jnp.inf)

@@ -46,7 +46,9 @@ def network_from(description: dict[str, Any]) -> ScoreNetwork:
 
     What is none is a `UserError`, or an error of Python's where the form is not that of a description.
     """
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in description.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in description.items()
+    }
     name = values.pop("kind", FIRST_KIND)
     if type(name) is not str or name not in KINDS:
         raise UserError(f"its network is of kind {printable(repr(name))}{did_you_mean(str(name), KINDS)}")

@@ -199,8 +199,8 @@ class DiT(nn.Module):
 
         kind_of_block = nn.remat(Block) if self.remat else Block
         for index in range(self.depth):
-            common = {"dropout_rate": self.dropout_rate, "layer": index, "dtype": self.dtype}
-            block = kind_of_block(self.conditioning, self.heads, attend, **common, name=f"blocks_{index}")
+            own = self.dropout_rate, index, self.dtype
+            block = kind_of_block(self.conditioning, self.heads, attend, *own, name=f"blocks_{index}")
             tokens = block(tokens, conditions, dropout_keys)
         if in_context:
             tokens = tokens[:, conditions.shape[1] :]
@@ -225,8 +225,7 @@ class DiT(nn.Module):
             noise = noise + dense(none if augment_label is None else augment_label)
         if not self.num_classes:
             return noise[:, None]
-        init = {"embedding_init": _SMALL, "dtype": self.dtype}
-        table = nn.Embed(self.num_classes + 1, self.width, **init, name="y_embedder")
+        table = nn.Embed(self.num_classes + 1, self.width, dtype=self.dtype, embedding_init=_SMALL, name="y_embedder")
         return jnp.stack([noise, table(label)], axis=1)
 
 

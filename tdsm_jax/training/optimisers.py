@@ -1,7 +1,7 @@
 """The optimisers a config may choose, and gradient clipping at a percentile of the norms seen lately."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ from optax import contrib
 Schedule = Callable[[jax.Array], jax.Array]  # step -> learning rate
 
 
-def _decoupled(scale: optax.GradientTransformation, learning_rate: Schedule, weight_decay: float):
+def _decoupled(
+    scale: optax.GradientTransformation, learning_rate: Schedule, weight_decay: float
+) -> optax.GradientTransformation:
     """An optimiser whose weight decay does not pass through its moments, as AdamW's."""
     return optax.chain(scale, optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate))
 
@@ -28,7 +30,9 @@ OPTIMISERS: dict[str, Callable[[Schedule, float], optax.GradientTransformation]]
 }
 
 
-class NormHistory(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NormHistory:
     """The norms of the last gradients as they came, float32 [window], NaN where there was none yet; count int32 []."""
 
     norms: jax.Array
@@ -46,7 +50,9 @@ def clip_by_percentile(percentile: float, window: int) -> optax.GradientTransfor
     def init(params: optax.Params) -> NormHistory:
         return NormHistory(jnp.full(window, jnp.nan, jnp.float32), jnp.zeros((), jnp.int32))
 
-    def update(gradient: optax.Updates, state: NormHistory, params: optax.Params | None = None):
+    def update(
+        gradient: optax.Updates, state: NormHistory, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, NormHistory]:
         norm = optax.tree.norm(gradient)
         norms = state.norms.at[state.count % window].set(norm)
         most = jnp.nanpercentile(norms, percentile)
