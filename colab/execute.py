@@ -62,7 +62,6 @@ import jax
 import tdsm_jax.runtime
 
 tdsm_jax.runtime.configure(compilation_cache="compiled")
-CONFIGS = pathlib.Path(tdsm_jax.__file__).parents[1] / "configs"
 device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 print(f"jax {jax.__version__} on {jax.default_backend()}: {device}")
 if NEEDS_ACCELERATOR and not SMALL and jax.default_backend() == "cpu":

@@ -6,6 +6,7 @@ import numpy as np
 
 from tdsm_jax import files
 from tdsm_jax.data import stream
+from tdsm_jax.errors import UserError
 from tdsm_jax.run import Run
 from tdsm_jax.sampler import Sampler, drawn, sampling_of
 from tdsm_jax.training import loop, model_file
@@ -36,6 +37,11 @@ def train_score(run: Run, method: str) -> None:
 def sample(run: Run, method: str) -> None:
     """EMA parameters -> samples/<method>.npz (images, labels), .png (rows = classes) and .json (what they cost)"""
     c, model = run.config.sampling, run.model(method)
+    if (channels := model.image_shape[2]) not in (1, 3):
+        raise UserError(
+            f"{run.config.init_from or method}: images of {channels} channels are no pictures but, say, latents of an "
+            "autoencoder, which nothing here decodes; draw them from Python with tdsm_jax.sampler and your decoder"
+        )
     K = max(model.network.num_classes, 1)  # a network without labels makes one row
     labels = np.arange(c.per_class * K, dtype=np.int32) % K  # sample i depends on i alone
     key, parts = stream_key(run.config.seed, "sample"), run.workdir / "samples" / f"{method}.parts"

@@ -8,6 +8,8 @@ import pytest
 
 from numpy_dit import official_state
 from pickle_writer import Built, Call, Global, storage_id, tensor, zipped
+from tdsm_jax import config as configuration
+from tdsm_jax import job
 from tdsm_jax.diffusion.process import EDM, VP
 from tdsm_jax.errors import UserError
 from tdsm_jax.interop.dit_params import dit_to_official
@@ -112,6 +114,18 @@ def test_an_exported_transformer_of_ours_is_converted_back(tmp_path):
     back = model_file.read(tmp_path / "back" / "ema.npz")
     assert back.network == model.network and back.process.sigma_max == 50
     jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
+
+
+def test_latents_are_not_drawn_as_pictures(tmp_path):
+    network = model_of().network
+    shapes = model_file.variable_shapes(network, (8, 8, 4))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    model_file.write(tmp_path / "ema.npz", Model(network, params, VP(), (8, 8, 4)))
+    config = configuration.load("base")
+    config.methods, config.init_from = ("init",), str(tmp_path / "ema.npz")
+    with pytest.raises(UserError, match="images of 4 channels are no pictures"):
+        job.run(config, tmp_path / "run", stages=("sample",))
+    assert not list((tmp_path / "run").rglob("*.npz"))
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def set_up(accelerator, monkeypatch, folder):
 def test_set_up_installs_nothing_where_the_package_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "run", None)
     variables = set_up(False, monkeypatch, tmp_path)
-    assert variables["CONFIGS"] == ROOT / "configs" and not variables["SMALL"]
+    assert not variables["SMALL"]
     assert f"jax {jax.__version__} on cpu" in capsys.readouterr().out
 
 

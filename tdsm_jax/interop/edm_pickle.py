@@ -1,14 +1,15 @@
 """Converts official EDM, TDSM and DiT snapshots: the network of a .pkl or .pt into a model file and a JSON config.
 
   python -m tdsm_jax.interop.edm_pickle edm-cifar10-32x32-cond-vp.pkl converted/
-  python -m tdsm_jax.interop.edm_pickle DiT-XL-2-256x256.pt converted/
-  python -m tdsm_jax.interop.edm_pickle training-state-200000.pt converted/ --to-safetensors
   python -m tdsm_jax.main --stages=sample --config.init_from=converted/ema.npz --workdir=runs/converted
+  python -m tdsm_jax.interop.edm_pickle training-state-200000.pt converted/ --to-safetensors
+  python -m tdsm_jax.interop.edm_pickle DiT-XL-2-256x256.pt transformer/
 
 A score network becomes OUT/ema.npz, a classifier OUT/classifier.npz (for config.classifier.init_from); OUT/config.json
 says what the file was and which config keys describe its network. Nothing that the file carries is executed, and
 neither PyTorch nor the original source is needed. A diffusion transformer's images are latents of an autoencoder, which
-is not part of it; what it predicts of a variance is left out.
+is not part of it: model_file.read and the samplers take such a model, tdsm_jax.main has no pictures to make of it. What
+it predicts of a variance is left out.
 """
 
 import argparse
