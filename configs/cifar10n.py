@@ -9,7 +9,7 @@ python -m tdsm_jax.main --config=configs/cifar10n.py:smoke --workdir=runs/smoke 
 
 Wrong labels, as published: worse_label 40.21%, aggre_label 9.03%, random_label1 to 3 about 18%; in cifar10_n of
 data_dir, unless labels= names a file (see label_noise.order_path for files in the order of TensorFlow Datasets). S is
-that of the labels unless transition= names an estimator. Not run here at full length: no accelerator was at hand.
+that of the labels unless transition= names an estimator. Not run here at full length.
 """
 
 import ml_collections

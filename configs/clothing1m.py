@@ -4,10 +4,10 @@ python -m tdsm_jax.main --config=configs/clothing1m.py:data=clothing1m --workdir
 python -m tdsm_jax.main --config=configs/clothing1m.py:data=...,transition=volmin,objective=published --workdir=runs/c
 python -m tdsm_jax.main --config=configs/clothing1m.py:smoke --workdir=runs/smoke   (made-up images, a minute or two)
 
-data= is the folder as unpacked: images/ and the lists and labels beside it. Not run here: neither the images, which
-their authors give on request, nor an accelerator was at hand. Published (Na et al. 2024): FID 6.67 (DSM), 4.94 (TDSM);
-CAS 46.52, 47.79. Published too: a classifier like ResNet-34, 64x64 pixels, 14 classes. The score network's settings are
-those that EDM publishes for 64x64 faces (FFHQ), the lengths of classifier and evaluation ours.
+data= is the folder as unpacked: images/ and the lists and labels beside it. Not run here: the images, which their
+authors give on request, were not at hand. Published (Na et al. 2024): FID 6.67 (DSM), 4.94 (TDSM); CAS 46.52, 47.79.
+Published too: a classifier like ResNet-34, 64x64 pixels, 14 classes. The score network's settings are those that EDM
+publishes for 64x64 faces (FFHQ), the lengths of classifier and evaluation ours.
 
 S is counted from the clean training and validation images that have a label of both kinds; the true classes of the
 million are not known, so there is no method clean, and metrics compare with the clean images.

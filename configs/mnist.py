@@ -8,7 +8,7 @@ python -m tdsm_jax.main --config=configs/mnist.py:smoke --workdir=runs/smoke   (
 
 data_dir is that of TensorFlow Datasets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets; its digits of 28x28 get a
 black margin of two pixels. Archives (data=, test=) are in EDM's format, a folder or a zip with dataset.json, of digits
-that are 32x32 already. Not run here at full length: no accelerator was at hand.
+that are 32x32 already. Not run here at full length.
 """
 
 import ml_collections
