@@ -56,7 +56,7 @@ def test_classes_are_folders_in_sorted_order_whatever_lies_deeper(tmp_path):
     found = folder.find(root, Form(8, 3))
     assert found.class_names == ("ant", "bee")
     assert found.labels.tolist() == [0] * 5 + [1] * 6
-    names = folder.image_names(root)
+    names = found.images.names
     assert [name.partition("/")[0] for name in names] == ["ant"] * 5 + ["bee"] * 6
     for index in (0, 4, 10):
         content = (root / names[index]).read_bytes()
@@ -65,6 +65,9 @@ def test_classes_are_folders_in_sorted_order_whatever_lies_deeper(tmp_path):
     train, test = load(root, test_fraction=0.4)
     assert train.name == "photos" and len(train.labels) + len(test.labels) == 11
     assert test.labels.tolist() == [0, 0, 1, 1] and train.clean
+    for part in (train, test):
+        for name, image in zip(part.files, part.images, strict=True):
+            np.testing.assert_array_equal(image, pictures.decode((root / name).read_bytes(), Form(8, 3)), name)
 
 
 def test_a_zip_holds_what_its_folder_holds(tmp_path):

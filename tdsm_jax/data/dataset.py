@@ -20,7 +20,7 @@ class Dataset:
 
     The labels are the true classes if `clean`, else those that the images came with, right or wrong. Of such images
     there may be others with true labels, `reference`, and `pairs` int32 [M, 2], the true and the given label of
-    images that have both.
+    images that have both. `files` str [N] are the names of the files that images come from, where each has its own.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Dataset:
     clean: bool = True
     reference: "Dataset | None" = None
     pairs: np.ndarray | None = None
+    files: np.ndarray | None = None
 
     def __post_init__(self):
         if len(self.images) == 0:  # of streamed ones there is no shape, then
@@ -91,7 +92,9 @@ def in_test(labels: np.ndarray, class_names: tuple[str, ...], test_fraction: flo
 
 def subset(dataset: Dataset, chosen: np.ndarray) -> Dataset:
     """Returns the examples that a mask or indices choose."""
-    return dataclasses.replace(dataset, images=part_of(dataset.images, chosen), labels=dataset.labels[chosen])
+    files = None if dataset.files is None else dataset.files[chosen]
+    images, labels = part_of(dataset.images, chosen), dataset.labels[chosen]
+    return dataclasses.replace(dataset, images=images, labels=labels, files=files)
 
 
 def to_float(images: np.ndarray) -> np.ndarray:

@@ -34,17 +34,17 @@ class Pictures:
     """
 
     def __init__(self, path: paths.Path, container: Container, names: Sequence[str], form: Form):
-        self._path, self._container, self._names, self._form = path, container, names, form
+        self._path, self._container, self.names, self._form = path, container, names, form
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def read(self, index: int) -> np.ndarray:
         """Returns an image uint8 [H, W, C]; what is wrong with its file names it."""
         image = self._decode(index)
         if image.shape[:2] != self._sides:
             raise UserError(
-                f"{self._path}: {printable(self._names[index])} has {image.shape[1]} x {image.shape[0]} pixels, others "
+                f"{self._path}: {printable(self.names[index])} has {image.shape[1]} x {image.shape[0]} pixels, others "
                 f"{self._sides[1]} x {self._sides[0]}; set config key data.image_size, to which all are then brought"
             )
         return image
@@ -61,7 +61,7 @@ class Pictures:
         return 0, 0
 
     def _decode(self, index: int) -> np.ndarray:
-        name = self._names[index]
+        name = self.names[index]
         try:
             content = self._container.read(name, pictures.MAX_FILE_BYTES)
         except Lost as error:  # others, which a disk or a bucket gives rise to, say nothing of the image
@@ -79,7 +79,7 @@ class Pictures:
 
     def digest(self, index: int) -> bytes:
         """Returns a SHA-256 of an image's name, size, checksum (in a zip file) and form: nothing is decoded."""
-        name = self._names[index]
+        name = self.names[index]
         return hashlib.sha256(repr((name, self._listed[name], *self._form)).encode()).digest()
 
 
@@ -110,11 +110,6 @@ def find(path: str | os.PathLike, form: Form) -> Found:
     labels = np.array([number[name] for name in classes], np.int32)
     check_pairs_of_images(path, labels, class_names)
     return Found(Pictures(path, container, names, form), labels, class_names)
-
-
-def image_names(path: str | os.PathLike) -> list[str]:
-    """Returns the names of the images inside a folder or zip file, in the order in which `find` returns these."""
-    return _opened(paths.path_of(path))[1]
 
 
 def _opened(path: paths.Path) -> tuple[Container, list[str]]:

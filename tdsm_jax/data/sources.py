@@ -146,13 +146,15 @@ def _form(spec: DataSpec) -> Form:
 def _dataset(spec: DataSpec, path: str, found: Found) -> Dataset:
     """Loads images of `path`, or leaves them there; those that cannot be decoded are left out if so asked."""
     images, labels = stream.Streamed(found.images), found.labels
+    names = np.array(found.images.names)
     name = "clothing1m" if spec.name == "clothing1m" else _stem(spec.path)
     if spec.on_corrupt == "skip":
         kept = stream.readable(found.images, name)
         hosts.check_equal(hashlib.sha256(kept.tobytes()).hexdigest(), "set of images that can be decoded")
-        images, labels = images.part(kept), labels[kept]
+        images, labels, names = images.part(kept), labels[kept], names[kept]
         folder.check_pairs_of_images(path, labels, found.class_names)
-    return Dataset(name, images if spec.stream else stream.loaded(images, name), labels, found.class_names)
+    images = images if spec.stream else stream.loaded(images, name)
+    return Dataset(name, images, labels, found.class_names, files=names)
 
 
 def _check_alike(spec: DataSpec, train: Dataset, test: Dataset, kind: str = "test") -> None:
