@@ -155,3 +155,5 @@ def test_the_residual_of_the_step_is_the_one_asked_for(one):
 def test_drawn_products_are_for_squares_alone():
     with pytest.raises(UserError, match="set score.residual=squared, or another rule"):
         dataclasses.replace(OBJECTIVE, rule="sampled", residual=Residual("huber"))
+    unread = Residual("squared", 0.05, "example")  # delta and form say nothing of squares
+    assert dataclasses.replace(OBJECTIVE, rule="sampled", residual=unread).residual == unread

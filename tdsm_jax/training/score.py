@@ -58,7 +58,7 @@ class Objective:
     weighting: str = "edm"
 
     def __post_init__(self):
-        if self.rule == "sampled" and self.residual != SQUARED:
+        if self.rule == "sampled" and self.residual.kind != "squared":
             raise UserError(
                 "the rule sampled multiplies two draws, which is right for the squared residual alone: set "
                 "score.residual=squared, or another rule"
