@@ -168,9 +168,9 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
             "score": {
                 "label_dropout": 0.1,  # share of examples that train the null label
                 "augment": 0.0,  # probability of each augmentation, told to the network; 0.12 is EDM's
-                # what noise levels count (diffusion/weightings.py): edm (the process's own weight), p2, debiased,
+                # what noise levels count (diffusion/weightings.py): own (the process's own weight), p2, debiased,
                 # min_snr; uncertainty: learnt, so that all count the same
-                "weighting": "edm",
+                "weighting": "own",
                 # what D - x0 costs (diffusion/residuals.py): squared; pseudo-Huber, for corrupted images: huber,
                 # huber_exponential, huber_reversed, huber_snr
                 "residual": "squared",

@@ -30,7 +30,7 @@ def test_weights_are_the_published_ones_on_the_error_that_they_were_published_fo
     np.testing.assert_allclose(on_x0["p2"] / SNR, 1 / (1 + SNR), rtol=1e-5)
     np.testing.assert_allclose(on_x0["debiased"] / SNR, 1 / np.sqrt(SNR), rtol=1e-5)
     np.testing.assert_allclose(on_x0["min_snr"], np.minimum(SNR, 5), rtol=1e-5)
-    for own in ("edm", "uncertainty"):
+    for own in ("own", "uncertainty"):
         np.testing.assert_array_equal(on_x0[own], process.loss_weight(SIGMA))
 
 
@@ -141,13 +141,13 @@ def test_a_resumed_run_goes_on_exactly_and_its_model_has_no_trace_of_the_uncerta
 
 def test_without_it_nothing_lies_aside(one):
     """The state has the form it always had, so that checkpoints of it stay readable."""
-    state = fresh(dataclasses.replace(OBJECTIVE, weighting="edm"))
+    state = fresh(dataclasses.replace(OBJECTIVE, weighting="own"))
     assert [field.name for field in dataclasses.fields(state)] == ["step", "params", "ema_params", "opt_state"]
 
 
 def test_the_residual_of_the_step_is_the_one_asked_for(one):
     """Before the first update the uncertainty's loss is the squared one itself."""
-    near = dataclasses.replace(OBJECTIVE, weighting="edm", residual=Residual("huber", 0.01))
+    near = dataclasses.replace(OBJECTIVE, weighting="own", residual=Residual("huber", 0.01))
     squared, huber = one(fresh(), 0, 1)[1], stepper(1, near)(fresh(near), 0, 1)[1]
     assert 0 < huber["loss"] < 0.1 * squared["loss"]
 

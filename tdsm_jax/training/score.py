@@ -55,7 +55,7 @@ class Objective:
     draws_labels: bool = False
     augment: float = 0.0
     residual: Residual = SQUARED
-    weighting: str = "edm"
+    weighting: str = "own"
 
     def __post_init__(self):
         if self.rule == "sampled" and self.residual.kind != "squared":
