@@ -125,6 +125,17 @@ def test_what_is_learnt_aside_is_the_same_on_all_devices_and_in_parts(one):
     np.testing.assert_allclose(measured["loss"], metrics["loss"], rtol=1e-3)
 
 
+def test_the_loss_that_is_logged_knows_nothing_of_what_is_learnt_aside(one):
+    """So that it has a logarithm, and compares with other runs."""
+    before, other = fresh(), fresh()
+    low = other.aside.params._replace(bias=jnp.full((), -3.0))
+    other = dataclasses.replace(other, aside=other.aside._replace(params=low))
+    metrics = [one(state, 0, 1)[1] for state in (before, other)]
+    assert metrics[0]["loss"] == metrics[1]["loss"] > 0
+    np.testing.assert_allclose(metrics[0]["balanced_loss"], metrics[0]["loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics[1]["balanced_loss"], metrics[0]["loss"] * np.exp(3) - 3, rtol=1e-5)
+
+
 def test_a_resumed_run_goes_on_exactly_and_its_model_has_no_trace_of_the_uncertainty(one, tmp_path):
     whole, _ = one(fresh(), 0, 4)
     half, _ = one(fresh(), 0, 2)
