@@ -108,6 +108,15 @@ def test_cells_differ_by_the_attention_alone(tmp_path, monkeypatch):
     assert calls[tmp_path / "window" / "seed0"][2] == ("dit.window=9",) and len(calls) == 6
 
 
+def test_cells_run_where_threads_have_no_cores_of_their_own(monkeypatch):
+    for name in ("sched_getaffinity", "sched_setaffinity"):  # as on macOS
+        monkeypatch.delattr(windows.os, name)
+    ran = []
+    monkeypatch.setattr(windows, "run", lambda number: ran.append(number))
+    windows.run_all([(1,), (2,), (3,)], jobs=2)
+    assert sorted(ran) == [1, 2, 3]
+
+
 def test_a_cell_that_fails_is_not_passed_over(tmp_path, monkeypatch):
     def run(*cell):
         raise UserError(f"{cell} ended")
