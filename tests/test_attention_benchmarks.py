@@ -9,7 +9,7 @@ import pytest
 
 from tdsm_jax.benchmark import attention, windows
 from tdsm_jax.errors import UserError
-from tdsm_jax.networks.attention import seen_by
+from test_attention import seen_by
 from test_benchmark import call
 
 SHAPE = attention.Shape(batch=2, heads=2, channels=4, window=3, dtype="float32")
