@@ -185,7 +185,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "weight_decay": 0.0,
                 "clip_norm": 0.0,  # 0: off
                 "optimiser": "adam",  # with decoupled weight decay; adabelief, adopt
-                "clip_percentile": 0.0,  # of the norms of the last clip_window gradients, this one too; 0: off
+                "clip_percentile": 0.0,  # of the last clip_window norms after clip_norm, this one too; 0: off
                 "clip_window": 128,
                 "decay_images": (),  # from these on, the learning rate is multiplied by
                 "decay_factors": (),  # these, not cumulatively
