@@ -168,9 +168,9 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
             "score": {
                 "label_dropout": 0.1,  # share of examples that train the null label
                 "augment": 0.0,  # probability of each augmentation, told to the network; 0.12 is EDM's
-                # what noise levels count (diffusion/weightings.py): edm (the process's own weight), p2, debiased,
+                # what noise levels count (diffusion/weightings.py): own (the process's own weight), p2, debiased,
                 # min_snr; uncertainty: learnt, so that all count the same
-                "weighting": "edm",
+                "weighting": "own",
                 # what D - x0 costs (diffusion/residuals.py): squared; pseudo-Huber, for corrupted images: huber,
                 # huber_exponential, huber_reversed, huber_snr
                 "residual": "squared",
@@ -185,7 +185,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "weight_decay": 0.0,
                 "clip_norm": 0.0,  # 0: off
                 "optimiser": "adam",  # with decoupled weight decay; adabelief, adopt
-                "clip_percentile": 0.0,  # of the norms of the last clip_window gradients, this one too; 0: off
+                "clip_percentile": 0.0,  # of the last clip_window norms after clip_norm, this one too; 0: off
                 "clip_window": 128,
                 "decay_images": (),  # from these on, the learning rate is multiplied by
                 "decay_factors": (),  # these, not cumulatively

@@ -8,8 +8,7 @@ python -m tdsm_jax.main --config=configs/digits.py:smoke --workdir=runs/smoke
 
 import ml_collections
 
-from tdsm_jax.config import JUDGES, MATRICES, as_published, base_config, parse_arguments
-from tdsm_jax.errors import UserError
+from tdsm_jax.config import JUDGES, MATRICES, as_published, base_config, check_attention, parse_arguments
 from tdsm_jax.networks.attention import PATTERNS
 
 
@@ -38,8 +37,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     # Small images of high contrast: the noise that hides or shows the digit is stronger than for 32x32 photographs.
     config.process.P_mean = -0.5
     config.score.learning_rate = 2e-3
-    if chosen.attention != "full" and chosen.network != "dit":
-        raise UserError(f"config argument attention={chosen.attention} is one of transformers: give network=dit, too")
+    check_attention(chosen.network, chosen.attention)
     if chosen.network == "dit":
         config.network.style = "dit"
         config.dit.update(attention=chosen.attention, window=9 if chosen.attention == "window" else 3)

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from tdsm_jax.config import JUDGES, MATRICES, as_published, base_config, parse_arguments
+from tdsm_jax.config import JUDGES, MATRICES, as_published, base_config, check_attention, parse_arguments
 from tdsm_jax.errors import UserError
 from tdsm_jax.networks.attention import PATTERNS
 
@@ -46,10 +46,9 @@ def recipe(arguments: str, dataset: str = "", **defaults: Any) -> tuple[ml_colle
     choose_images(config, chosen, dataset)
     config.label_noise.update(kind=chosen.noise, rate=chosen.rate, path=chosen.labels)
     train_score(config)
+    check_attention(chosen.network, chosen.attention)
     if chosen.network == "dit":
         train_transformer(config, chosen.attention)
-    elif chosen.attention != "full":
-        raise UserError(f"config argument attention={chosen.attention} is one of transformers: give network=dit, too")
     train_classifier(config, chosen.transition)
     config.sampling.update(per_class=5000, batch_size=512)
     evaluate(config)

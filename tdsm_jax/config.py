@@ -142,6 +142,12 @@ def _parse_value(name: str, value: str | None, default: Any) -> Any:
         raise UserError(f"config argument {name}={value!r} is not of type {type(default).__name__}") from None
 
 
+def check_attention(network: str, attention: str) -> None:
+    """Raises `UserError` where config arguments ask of another network for an attention that is a transformer's."""
+    if attention != "full" and network != "dit":
+        raise UserError(f"config argument attention={attention} is one of transformers: give network=dit, too")
+
+
 def check_overrides(specification: str, keys: list[str]) -> None:
     """Raises `UserError` where "path.py:arguments" cannot be read or a dotted key is not in its config."""
     valid = flatten(load(specification))

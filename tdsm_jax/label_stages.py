@@ -39,7 +39,7 @@ QUALITY_IMAGES = 2**17  # of which it is measured at most: a report needs no mor
 
 
 def make_labels(run: Run) -> None:
-    """clean labels -> labels.json, labels.png (training images, rows = the labels they were given)"""
+    """clean labels -> labels.json, labels.png (training images as they came, rows = the labels they were given)"""
     label_files.write(run.workdir / "labels.json", run.new_labels)
     run.write_grid("labels.png", run.train_set.images, run.new_labels.y_tilde, run.num_classes)
 

@@ -62,17 +62,8 @@ class Planned:
 
 def plan(units: list[Unit], config: Any, workdir: pathlib.Path) -> list[Planned]:
     """Returns the units with what is there already, in order."""
-    flat = configuration.flatten(config)
-    hashes: dict[str, str] = {}
     planned = []
-    for unit in units:
-        values = {
-            key: value for key, value in flat.items() if any(key == r or key.startswith(f"{r}.") for r in unit.reads)
-        }
-        values |= {f"unit {name}": hashes[name] for name in unit.needs}
-        values |= {f"file {path}": digest for path, digest in unit.inputs.items()}
-        values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-        hashes[unit.name] = files.digest(values)
+    for unit, values in zip(units, values_of(units, config), strict=True):
         manifest = read_manifest(workdir, unit.name)
         changed = _differences(manifest["values"], values) if manifest else ()
         complete = manifest is not None and manifest["finished"] and all(paths.exists(workdir / m) for m in unit.makes)
@@ -83,6 +74,23 @@ def plan(units: list[Unit], config: Any, workdir: pathlib.Path) -> list[Planned]
         )
         planned.append(Planned(unit, values, complete and not changed, changed, damaged))
     return planned
+
+
+def values_of(units: list[Unit], config: Any) -> list[dict[str, Any]]:
+    """Returns what the result of each unit depends on: config values read, hashes of units needed and of files."""
+    flat = configuration.flatten(config)
+    hashes: dict[str, str] = {}
+    found = []
+    for unit in units:
+        values = {
+            key: value for key, value in flat.items() if any(key == r or key.startswith(f"{r}.") for r in unit.reads)
+        }
+        values |= {f"unit {name}": hashes[name] for name in unit.needs}
+        values |= {f"file {path}": digest for path, digest in unit.inputs.items()}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        hashes[unit.name] = files.digest(values)
+        found.append(values)
+    return found
 
 
 def _differences(before: dict, now: dict) -> tuple[str, ...]:

@@ -107,12 +107,18 @@ def collect_metrics(run: Run) -> dict[str, Any]:
 
 def corrupted_images(run: Run) -> str:
     """Returns what is wrong with the training images of a run, and who does not see it."""
-    share = files.read_json(run.workdir / IMAGE_NOISE_FILE)["realised_rate"]
-    return (
-        f"{share:.1%} of the training images are corrupted: {report_words.IMAGE_NOISE[run.config.image_noise.kind]}. "
-        "Method clean, the ceiling, trains on the images as they were and their true labels; test images and those "
-        "that samples are compared with are as they were, too."
-    )
+    share, methods = files.read_json(run.workdir / IMAGE_NOISE_FILE)["realised_rate"], run.config.methods
+    said = [
+        f"{share:.1%} of the training images are corrupted: {report_words.IMAGE_NOISE[run.config.image_noise.kind]}.",
+        "Test images and those that samples are compared with are as they were.",
+    ]
+    if "clean" in methods:
+        said.append("Method clean, the ceiling, trains on the images as they were and their true labels.")
+    if {"dsm", "clean"} < set(methods):
+        said.append(
+            "Recovery counts what the corrupted images cost as damage of the labels, and methods mend labels alone."
+        )
+    return " ".join(said)
 
 
 def without_true_labels(run: Run) -> str:

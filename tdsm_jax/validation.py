@@ -179,6 +179,11 @@ def _check_residual(config: ml_collections.ConfigDict) -> None:
             f"config key score.residual={config.score.residual}: the rule sampled multiplies two draws, which is right "
             "for the squared residual alone; set score.residual=squared, or another mixture.rule"
         )
+    if config.score.residual not in ("squared", "huber") and config.score.huber_delta > 1:
+        raise UserError(
+            f"config key score.huber_delta={config.score.huber_delta}: {config.score.residual} starts from 1 and "
+            "would go the other way: set it to at most 1, or score.residual=huber"
+        )
 
 
 def _check_given(config: ml_collections.ConfigDict) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tdsm_jax.benchmark import attention, windows
 from tdsm_jax.errors import UserError
-from tdsm_jax.networks.attention import seen_by
+from test_attention import seen_by
 from test_benchmark import call
 
 SHAPE = attention.Shape(batch=2, heads=2, channels=4, window=3, dtype="float32")
@@ -106,6 +106,15 @@ def test_cells_differ_by_the_attention_alone(tmp_path, monkeypatch):
         ("--x=1",),
     )
     assert calls[tmp_path / "window" / "seed0"][2] == ("dit.window=9",) and len(calls) == 6
+
+
+def test_cells_run_where_threads_have_no_cores_of_their_own(monkeypatch):
+    for name in ("sched_getaffinity", "sched_setaffinity"):  # as on macOS
+        monkeypatch.delattr(windows.os, name)
+    ran = []
+    monkeypatch.setattr(windows, "run", lambda number: ran.append(number))
+    windows.run_all([(1,), (2,), (3,)], jobs=2)
+    assert sorted(ran) == [1, 2, 3]
 
 
 def test_a_cell_that_fails_is_not_passed_over(tmp_path, monkeypatch):

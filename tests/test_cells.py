@@ -85,6 +85,23 @@ def test_a_row_of_the_noise_table_takes_the_seeds_that_its_method_has(tmp_path):
     assert "| posterior | 0.800 |" in label_noise.overview({sym: found})
 
 
+def test_cost_counts_what_a_method_goes_on_from_and_leaves_out_a_rate_that_nobody_knows(tmp_path):
+    sym = ("sym", 0.4)
+    folder = label_noise.Cell(sym, 0).folder(tmp_path)
+    for name in ("samples", "units"):
+        (folder / name).mkdir(parents=True)
+    for method, rate in (("dsm", 50.0), ("posterior", 25.0), ("refined", None), ("corrected", 10.0)):
+        cost = {"evaluations": 35, "classifier_evaluations": 0.0, "images_per_second": rate}
+        (folder / "samples" / f"{method}.json").write_text(json.dumps(cost))
+    for unit, seconds in (("score/dsm", 1), ("score/posterior", 2), ("refine", 4), ("score/refined", 8)):
+        values = {"unit": unit, "finished": True, "seconds": seconds}
+        (folder / "units" / f"{unit.replace('/', '-')}.json").write_text(json.dumps(values))
+    found = {method: {0: {}} for method in ("dsm", "posterior", "refined", "corrected")}
+    printed = label_noise.cost_table(tmp_path, sym, found)
+    assert "| posterior | 2 | 35 | 0 | 0.50 |" in printed and "| corrected | 1 | 35 | 0 | 0.20 |" in printed
+    assert "| refined | 14 | 35 | 0 |  |" in printed
+
+
 @pytest.mark.parametrize(
     ("ceiling", "noises"), [("with", ["clean", "sym0.4"]), ("without", ["sym0.4"]), ("only", ["clean"])]
 )

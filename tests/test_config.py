@@ -4,10 +4,11 @@ import pathlib
 
 import ml_collections
 import pytest
+from ml_collections import FrozenConfigDict
 
 from tdsm_jax import config as configuration
 from tdsm_jax.errors import UserError
-from tdsm_jax.run import optimisation
+from tdsm_jax.run import Run, optimisation
 from tdsm_jax.validation import validate
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -142,6 +143,28 @@ def test_drawn_products_go_with_squares_alone(methods):
     with pytest.raises(UserError, match=r"score.residual=huber: the rule sampled .* set score.residual=squared"):
         validate(config)
     config.methods = ("dsm", "posterior", "tdsm_floor")  # which draw no products
+    validate(config)
+
+
+def test_what_squares_do_not_read_does_not_stand_in_the_way_of_drawn_products():
+    config = digits()
+    config.methods = ("tdsm_sampled",)
+    config.score.update(huber_delta=0.05, huber_form="example")
+    validate(config)
+    objective = Run(FrozenConfigDict(config), pathlib.Path()).objective("tdsm_sampled")
+    assert (objective.rule, objective.residual.kind) == ("sampled", "squared")
+
+
+@pytest.mark.parametrize("kind", ["huber_exponential", "huber_reversed", "huber_snr"])
+def test_schedules_of_delta_come_down_from_one(kind):
+    config = digits()
+    config.score.update(residual=kind, huber_delta=1.0)
+    validate(config)
+    config.score.huber_delta = 1.5
+    with pytest.raises(UserError, match=f"score.huber_delta=1.5: {kind} starts from 1") as error:
+        validate(config)
+    assert "\n" not in str(error.value)
+    config.score.residual = "huber"  # which has no schedule
     validate(config)
 
 

@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -15,6 +16,14 @@ from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation.neighbours import nearest_squared
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def configured(monkeypatch):
+    """The compiler of the tests' own process stays as it is; returns what was asked of it."""
+    asked = []
+    monkeypatch.setattr(corrupted_images.runtime, "configure", lambda **given: asked.append(given))
+    return asked
 
 
 def arguments(**given):
@@ -135,17 +144,84 @@ def test_noisy_labels_and_methods_stand_apart():
     assert titles[1:] == [f"off_topic_photos, symmetric label noise 40%, {name}" for name in ("DSM", "TDSM")]
 
 
-def test_a_last_call_collects_what_others_finished(tmp_path, capsys):
+def finish(out, values, given):
+    """Writes what a cell leaves that was made by these arguments; returns its file."""
+    cell = corrupted_images.Cell(
+        values["kind"], values["rate"], tuple(values["labels"]), values["residual"], values["seed"]
+    )
+    config = corrupted_images.config_of(cell, given, corrupted_images.overrides(given))
+    path = cell.folder(out) / "cell.json"
+    files.write_json(path, values | {"digest": corrupted_images.digest_of(config)})
+    return path
+
+
+def test_a_last_call_collects_what_others_finished(tmp_path, capsys, configured):
     for values in CELLS[:3]:
-        cell = corrupted_images.Cell(
-            values["kind"], values["rate"], tuple(values["labels"]), values["residual"], values["seed"]
-        )
-        files.write_json(cell.folder(tmp_path) / "cell.json", values)
+        finish(tmp_path, values, arguments())
     corrupted_images.main(arguments(out=str(tmp_path)))
+    assert configured == [{"compilation_cache": str(tmp_path / "compiled")}]
     assert "| 30% | squared | 0 |" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "cells.json").read_text())) == 3
     page = (tmp_path / "corrupted_images.html").read_text()
     assert "<svg" in page and "off-topic share" in page and "src=" not in page and "<script" not in page
+
+
+@pytest.mark.parametrize("table_only", [True, False])
+def test_cells_of_another_recipe_are_refused_in_one_line(table_only, tmp_path):
+    path = finish(tmp_path, CELLS[2], arguments())
+    for other in ({"smoke": False}, {"keys": ["score.steps=7"]}, {"keys": ["image_noise.severity=0.5"]}):
+        with pytest.raises(UserError, match="was made by another --config, --smoke or keys: give those") as error:
+            corrupted_images.main(arguments(out=str(tmp_path), table_only=table_only, **other))
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+    files.write_json(path, CELLS[2])
+    with pytest.raises(UserError, match="is of an older form, which does not say by what config") as error:
+        corrupted_images.main(arguments(out=str(tmp_path), table_only=table_only))
+    assert "\n" not in str(error.value)
+
+
+def test_keys_that_change_no_numbers_make_no_other_recipe(tmp_path, capsys):
+    finish(tmp_path, CELLS[2], arguments())
+    keys = ["logging.log_every=10", "compute.remat=True", "robust_losses.steps=9"]
+    corrupted_images.main(arguments(out=str(tmp_path), keys=keys))
+    assert "| 30% | squared | 0 |" in capsys.readouterr().out
+
+
+def test_what_a_cell_leaves_is_taken_by_the_same_arguments(tmp_path, monkeypatch):
+    """With a training that takes no time."""
+    (cell,) = corrupted_images.planned(arguments(kinds="occlusion", rates="0.3", residuals="huber", seeds="0"))
+    config, folder = corrupted_images.config_of(cell, arguments(), {}), tmp_path
+    done = types.SimpleNamespace(samples=lambda method: types.SimpleNamespace(images=None))
+    detector = types.SimpleNamespace(share=lambda images: 0.1, worth=lambda: {"false_alarms": 0.0, "hits": 1.0})
+    monkeypatch.setattr(corrupted_images, "carry_out", lambda *_: done)
+    monkeypatch.setattr(corrupted_images, "Detector", lambda *_: detector)
+    monkeypatch.setattr(corrupted_images, "measures", lambda *_: dict.fromkeys(corrupted_images.METRICS, 0.5))
+    corrupted_images.carry_out_cell(config, cell, folder)
+    found = corrupted_images.finished(folder, corrupted_images.digest_of(config))
+    assert found["kind"] == "occlusion" and found["methods"]["dsm"]["taken_for"] == {"occlusion": 0.1}
+
+
+@pytest.mark.parametrize("kind", ["occlusion", "off_topic_symbols"])
+def test_a_detector_is_asked_about_images_that_it_has_not_seen_in_any_form(kind, monkeypatch):
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (n, 8, 8, 1), np.uint8) for n in (30, 20))
+    noise = types.SimpleNamespace(severity=0.3)
+    run = types.SimpleNamespace(
+        train_set=types.SimpleNamespace(images=train),
+        test_set=types.SimpleNamespace(images=test),
+        config=types.SimpleNamespace(image_noise=noise, seed=0),
+    )
+    stages, seen = corrupted_images.judge_stages, []
+    monkeypatch.setattr(stages, "reference_features", lambda run, judge: train.reshape(len(train), -1).astype(float))
+    monkeypatch.setattr(
+        stages, "look", lambda run, images: seen.append(images) or (None, images.reshape(len(images), -1).astype(float))
+    )
+    corrupted_images.Detector(run, kind).worth()
+    reference, clean, bad = seen
+    np.testing.assert_array_equal(clean, test)
+    assert len(reference) == len(train) and len(bad) == len(test)
+    if kind == "occlusion":  # most of each image is the test image's
+        assert ((bad == test).mean(axis=(1, 2, 3)) > 0.4).all()
+    assert (bad != test).any(axis=(1, 2, 3)).all() and (bad != reference[: len(test)]).any(axis=(1, 2, 3)).all()
 
 
 def test_an_empty_folder_makes_an_empty_table(tmp_path, capsys):

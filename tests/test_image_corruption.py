@@ -129,6 +129,12 @@ def test_the_report_says_who_does_not_see_them(tmp_path):
     share = run.image_noise[1].mean()
     assert said.startswith(f"{share:.1%} of the training images are corrupted: crops of photographs in their place.")
     assert "Method clean, the ceiling, trains on the images as they were" in said
+    assert "Recovery counts what the corrupted images cost as damage of the labels" in said
+    without = {
+        methods: results.corrupted_images(make_run(tmp_path, methods, **NOISE)) for methods in ("dsm", "dsm+clean")
+    }
+    assert all("Test images and those" in said and "Recovery" not in said for said in without.values())
+    assert "ceiling" not in without["dsm"] and "ceiling" in without["dsm+clean"]
     assert set(report_words.IMAGE_NOISE) == set(CORRUPTIONS)
 
 

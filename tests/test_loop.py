@@ -107,6 +107,15 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path):
     assert [r["step"] for r in read_metrics(tmp_path)] == [3, 6]
 
 
+def test_what_is_minimised_beside_the_loss_stops_with_its_step_too(tmp_path):
+    def breaking(state, batch, key):
+        state, metrics = quadratic(state, batch, key)
+        return state, metrics | {"balanced_loss": jnp.where(state.step == 8, jnp.inf, metrics["loss"])}
+
+    with pytest.raises(loop.Diverged, match="the balanced_loss is inf at step 8"):
+        run(tmp_path, 20, jax.jit(breaking))
+
+
 def test_bad_schedules_are_refused():
     with pytest.raises(UserError, match="multiple of log_every"):
         loop.Schedule(10, log_every=3, save_every=4)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from tdsm_jax import checks, files, paths, pipeline, plan
+from tdsm_jax import files, job, paths
 from tdsm_jax.errors import UserError
 from tdsm_jax.run import Run
 from tdsm_jax.validation import validate
@@ -38,18 +38,14 @@ def run_cell(
 
 
 def carry_out(config: ConfigDict, folder: paths.Path, stages: Sequence[str]) -> Run:
-    """Carries out some stages of a run in this process, or finds them done; returns the run."""
+    """Carries out some stages of a run in this process, or finds them done; returns the run.
+
+    As `job.run`, but that the compiler is left as the benchmark set it up, for all of its cells.
+    """
     validate(config)
-    frozen, folder = FrozenConfigDict(config), paths.absolute(folder)
-    run = Run(frozen, folder)
-    planned = pipeline.plan(plan.units(run), frozen, folder)
-    todo = pipeline.select(planned, tuple(stages))
-    checks.check(run)
-    pipeline.check_undamaged(planned, folder)
-    pipeline.check_unchanged(todo, folder)
-    pipeline.sweep(planned, folder)
-    pipeline.execute(todo, folder)
-    return run
+    one = job.planned_job(Run(FrozenConfigDict(config), paths.absolute(folder)), stages)
+    job.execute(one)
+    return one.run
 
 
 def measures(folder: pathlib.Path, method: str) -> dict[str, Any] | None:

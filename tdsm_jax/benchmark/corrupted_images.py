@@ -12,7 +12,8 @@ kinds, and what survives is measured against them: keep 0 among the rates. Start
 processors, with one --out on a disk of one machine: each takes the next cell that nobody is at, and the last one
 collects. Stop any whenever you like; the same command goes on. It prints Markdown tables of what is finished and
 writes them with their charts to OUT/corrupted_images.html, and all numbers to OUT/cells.json; --table_only runs
-nothing. Config keys may follow and hold for all cells: score.steps=1200 score.huber_form=example
+nothing. Config keys may follow and hold for all cells, score.steps=1200 score.huber_form=example; cells of other keys
+are refused, so give the same ones each time, also with --table_only.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import ml_collections
 import numpy as np
 
 from tdsm_jax import config as configuration
-from tdsm_jax import files, judge_stages
+from tdsm_jax import files, judge_stages, pipeline, plan, runtime
 from tdsm_jax.benchmark import corrupted_page
 from tdsm_jax.benchmark.cells import carry_out, measures, read_seeds
 from tdsm_jax.command import new_parser, run_command
@@ -39,6 +40,7 @@ from tdsm_jax.diffusion.residuals import RESIDUALS
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation.neighbours import nearest_squared
 from tdsm_jax.run import Run
+from tdsm_jax.validation import validate
 
 SHORT = {  # the recipe of a cell: digits in a minute or two of one core
     "network.channels": 16,
@@ -76,13 +78,18 @@ class Cell(NamedTuple):
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs the cells that are not finished and that no other process is at, then collects."""
+    runtime.configure(compilation_cache=runtime.cache_folder(arguments.out))
     out, cells, keys = pathlib.Path(arguments.out), planned(arguments), overrides(arguments)
+    configs = {cell: config_of(cell, arguments, keys) for cell in cells}
+    digests = {cell: digest_of(config) for cell, config in configs.items()}
+    for cell in cells:  # before hours are spent on others
+        finished(cell.folder(out), digests[cell])
     for cell in () if arguments.table_only else cells:
         with claimed(cell.folder(out)) as free:
-            if free and not (cell.folder(out) / "cell.json").exists():
+            if free and not finished(cell.folder(out), digests[cell]):
                 print(f"{cell.folder(out)}", file=sys.stderr, flush=True)
-                carry_out_cell(config_of(cell, arguments, keys), cell, cell.folder(out))
-    found = [files.read_json(path) for cell in cells if (path := cell.folder(out) / "cell.json").exists()]
+                carry_out_cell(configs[cell], cell, cell.folder(out))
+    found = [values for cell in cells if (values := finished(cell.folder(out), digests[cell]))]
     files.write_json(out / "cells.json", found)
     print(corrupted_page.markdown(found))
     files.write_text(out / "corrupted_images.html", corrupted_page.render(found))
@@ -151,6 +158,33 @@ def config_of(cell: Cell, arguments: argparse.Namespace, keys: dict[str, Any]) -
     return config
 
 
+def digest_of(config: ml_collections.ConfigDict) -> str:
+    """Returns the hash of all that a cell's numbers depend on; a config that cannot work is a `UserError`."""
+    validate(config)
+    units = plan.units(Run(ml_collections.FrozenConfigDict(config), pathlib.Path()))
+    values = dict(zip((unit.name for unit in units), pipeline.values_of(units, config), strict=True))
+    measured = {f"measure/{method}": values[f"measure/{method}"] for method in config.methods}
+    return files.digest(measured | {"severity": config.image_noise.severity})  # which detectors read at rate 0, too
+
+
+def finished(folder: pathlib.Path, digest: str) -> dict[str, Any] | None:
+    """Returns the numbers of a cell, None where it is not finished; those of another config are a `UserError`."""
+    path = folder / "cell.json"
+    if not path.exists():
+        return None
+    values = files.read_json(path)
+    if "digest" not in values:
+        raise UserError(
+            f"{path} is of an older form, which does not say by what config it was made: remove it, and the same "
+            "command makes it again from what its run has"
+        )
+    if values["digest"] != digest:
+        raise UserError(
+            f"{path} was made by another --config, --smoke or keys: give those again, or another --out for these"
+        )
+    return values
+
+
 @contextlib.contextmanager
 def claimed(folder: pathlib.Path) -> Iterator[bool]:
     """Yields whether the folder is this process's now; another one's claim ends with it, however that ends."""
@@ -176,7 +210,8 @@ def carry_out_cell(config: ml_collections.ConfigDict, cell: Cell, folder: pathli
         taken = {kind: detector.share(images) for kind, detector in detectors.items()}
         found[method] = {name: values[name] for name in METRICS} | {"taken_for": taken}
     worth = {kind: detector.worth() for kind, detector in detectors.items()}
-    files.write_json(folder / "cell.json", cell._asdict() | {"methods": found, "detectors": worth})
+    made = {"digest": digest_of(config), "methods": found, "detectors": worth}
+    files.write_json(folder / "cell.json", cell._asdict() | made)
 
 
 class Detector:
@@ -184,15 +219,20 @@ class Detector:
 
     An image counts as corrupted if its nearest neighbour among the clean training images and as many fully corrupted
     ones, drawn anew so that no model has seen them, is one of the latter. Both sets are the same for all cells of a
-    seed, so that shares of different rates and residuals can be compared.
+    seed, so that shares of different rates and residuals can be compared. What it is worth is asked of test images,
+    as they are and corrupted: other corruptions of images that are in both sets would say nothing of new ones.
     """
 
     def __init__(self, run: Run, kind: str):
         self.run, self.kind = run, kind
-        self.clean, self.bad = judge_stages.reference_features(run, "judge"), self.features(self.fresh(0))
+        self.clean, self.bad = (
+            judge_stages.reference_features(run, "judge"),
+            self.features(self.fresh(run.train_set.images, 0)),
+        )
 
-    def fresh(self, number: int) -> np.ndarray:
-        images, severity = self.run.train_set.images, self.run.config.image_noise.severity
+    def fresh(self, images: np.ndarray, number: int) -> np.ndarray:
+        """Returns images, all corrupted; each number draws other ones, none of those that models are trained on."""
+        severity = self.run.config.image_noise.severity
         noise = ImageNoise(self.kind, 1.0, severity, self.run.config.seed + (number + 1) * _FRESH)
         return corrupted(images, np.arange(len(images)), noise)[0]
 
@@ -205,8 +245,9 @@ class Detector:
         return float(np.mean(nearest_squared(seen, self.bad) < nearest_squared(seen, self.clean)))
 
     def worth(self) -> dict[str, float]:
-        """Returns what share of real test images it takes for corrupted, and of corrupted ones that it has not seen."""
-        return {"false_alarms": self.share(self.run.test_set.images), "hits": self.share(self.fresh(1))}
+        """Returns what share of the test images it takes for corrupted, as they are and when all are corrupted."""
+        images = self.run.test_set.images
+        return {"false_alarms": self.share(images), "hits": self.share(self.fresh(images, 1))}
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def detectors(cells: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return lines
 
 
-DETECTOR = ("corruption", "real test images taken for corrupted", "corrupted images found")
+DETECTOR = ("corruption", "real test images taken for corrupted", "corrupted test images found")
 
 
 def markdown(cells: Sequence[Mapping[str, Any]]) -> str:

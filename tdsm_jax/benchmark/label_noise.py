@@ -26,6 +26,7 @@ from tdsm_jax.evaluation.table import HEADINGS, cells, grid, spread
 
 NOISES = "sym:0.2,sym:0.4,sym:0.6,sym:0.8,asym:0.4,pair:0.4,instance:0.4"
 METHODS = "dsm,s_weighted,posterior,relabel,relabel_tdsm,tdsm_floor,tdsm_threshold,tdsm_all,tdsm_sampled"
+TRAINED_BEFORE = {"refined": ("score/posterior", "refine"), "corrected": ("score/dsm",)}  # what a method goes on from
 Results = dict[str, dict[int, dict]]  # method -> seed -> metrics
 STAGES = ",".join(stage for stage in pipeline.STAGES if stage != "report")
 
@@ -96,28 +97,31 @@ def table(noise: tuple[str, float], found: Results) -> str:
 def cost_table(out: pathlib.Path, noise: tuple[str, float], found: Results) -> str:
     """Returns the Markdown table of what each method costs beside DSM, over the seeds that are finished for both.
 
-    Training is that of the method's own score network; the classifiers, which all but dsm and clean read, have a row of
-    their own. Seconds are those of the last process where one was interrupted.
+    Training is that of the score network, and of all that `TRAINED_BEFORE` it; the classifiers, which all but dsm and
+    clean read, have a row of their own. Seconds are those of the last process where one was interrupted; of samples
+    that an earlier process began, no rate is known.
     """
     lines: list[tuple[str, ...]] = []
     classifiers: list[float] = []
     for method, rows in found.items():
         of = [(Cell(noise if method != "clean" else None, s).folder(out), Cell(noise, s).folder(out)) for s in rows]
         pairs = [(cost(own, method), cost(dsm, "dsm")) for own, dsm in of]
-        pairs = [(a, b) for a, b in pairs if a and b and a["images_per_second"] and b["images_per_second"]]
+        pairs = [(a, b) for a, b in pairs if a and b]
         if not pairs:
             continue
+        rates = [(a["images_per_second"], b["images_per_second"]) for a, b in pairs]
+        ratios = [own / dsm for own, dsm in rates if own and dsm]
         lines.append(
             (
                 method,
                 spread([own["training"] for own, _ in pairs], 0),
                 spread([own["evaluations"] for own, _ in pairs], 0),
                 spread([own["classifier_evaluations"] for own, _ in pairs], 0),
-                spread([own["images_per_second"] / dsm["images_per_second"] for own, dsm in pairs], 2),
+                spread(ratios, 2) if ratios else "",
             )
         )
         classifiers = classifiers or [dsm["classifiers"] for _, dsm in pairs]
-    headings = ("", "training, s", "evaluations an image", "of classifiers", "images/s over dsm's")
+    headings = ("", "training in all, s", "evaluations an image", "of classifiers", "images/s over dsm's")
     beside = [("classifiers", spread(classifiers, 0), "", "", "")] if classifiers else []
     return f"### {title(noise)}: cost\n\n{grid(headings, [*lines, *beside])}"
 
@@ -128,8 +132,8 @@ def cost(folder: pathlib.Path, method: str) -> dict[str, float] | None:
     if not path.exists():
         return None
     seconds = pipeline.seconds(folder)
-    training = {"training": seconds.get(f"score/{method}", 0.0), "classifiers": seconds.get("classifier", 0.0)}
-    return files.read_json(path) | training
+    training = sum(seconds.get(unit, 0.0) for unit in (f"score/{method}", *TRAINED_BEFORE.get(method, ())))
+    return files.read_json(path) | {"training": training, "classifiers": seconds.get("classifier", 0.0)}
 
 
 def title(noise: tuple[str, float]) -> str:

@@ -60,13 +60,20 @@ def main(arguments: argparse.Namespace) -> None:
 def run_all(cells: Sequence[tuple], jobs: int) -> None:
     """Runs cells, `jobs` at a time, each on its share of the cores; of those that fail the first one's error is raised.
 
-    A process takes over the cores that the thread which starts it may use.
+    A process takes over the cores that the thread which starts it may use; where threads have none of their own
+    (macOS), the system shares all cores out.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    pinned = hasattr(os, "sched_setaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if pinned else range(os.cpu_count() or 1)
     shares: queue.SimpleQueue = queue.SimpleQueue()
     for job in range(jobs):
         shares.put(set(cores[job::jobs]) or {cores[job % len(cores)]})
-    with ThreadPoolExecutor(jobs, initializer=lambda: os.sched_setaffinity(0, shares.get())) as pool:
+
+    def take_share() -> None:
+        if pinned:
+            os.sched_setaffinity(0, shares.get())
+
+    with ThreadPoolExecutor(jobs, initializer=take_share) as pool:
         for done in [pool.submit(run, *cell) for cell in cells]:
             done.result()
 

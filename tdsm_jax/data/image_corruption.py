@@ -50,7 +50,7 @@ def corrupted(images: Images, index: np.ndarray, noise: ImageNoise) -> tuple[np.
 
 
 def symbol(image: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarray:
-    """Returns a stroke drawing, no digit or letter, of the shape of `image` [H,W,C]: light on black or in colours."""
+    """Returns a stroke drawing, none of a digit, in the shape of `image` [H,W,C]: light on black or in colours."""
     H, W, C = image.shape
     strokes = _SYMBOLS[rng.integers(len(_SYMBOLS))]
     angle, size, shift = rng.uniform(-0.4, 0.4), rng.uniform(0.3, 0.42), rng.uniform(-0.06, 0.06, 2)

@@ -27,7 +27,7 @@ def score_matching(
     capacity: float | None = None,
     augment_label: jax.Array | None = None,  # [B,A]
     residual: Residual = SQUARED,
-    weighting: str = "edm",
+    weighting: str = "own",
 ) -> tuple[jax.Array, Mixture]:
     """Returns lambda(sigma) (M - x0)^2 of each pixel, [B,...], and the mixture.
 
@@ -47,7 +47,7 @@ def sampled_score_matching(
     sigma: jax.Array,  # [B]
     slots: Plan,  # of the rule `sampled`
     augment_label: jax.Array | None = None,  # [B,A]
-    weighting: str = "edm",
+    weighting: str = "own",
 ) -> jax.Array:
     """Returns a loss of each pixel, [B,...]: in expectation TDSM's through all classes, and so is its gradient.
 

@@ -50,7 +50,7 @@ def min_snr(process: Process, sigma: jax.Array) -> jax.Array:
 
 Weighting = Callable[[Process, jax.Array], jax.Array]  # process, sigma [B] -> [B]
 WEIGHTINGS: dict[str, Weighting] = {
-    "edm": own,
+    "own": own,
     "p2": p2,
     "debiased": debiased,
     "min_snr": min_snr,

@@ -205,12 +205,3 @@ def local_attention(q: jax.Array, k: jax.Array, v: jax.Array, grid: tuple[int, .
         mixed = jnp.swapaxes(mixed.reshape(B, n, m, s, t, heads, c), 2, 3).reshape(B, n * s, m * t, heads, c)
         mixed = mixed[:, : grid[0], : grid[1]]
     return mixed.reshape(B, -1, heads, c)[:, :N]
-
-
-def seen_by(grid: tuple[int, ...], window: int) -> np.ndarray:
-    """Returns which tokens see which under `local_attention`, bool [N,N]: its definition, for comparison."""
-    seen = np.ones((1, 1), bool)
-    for n in grid:
-        first = np.clip(np.arange(n) - window // 2, 0, n - window)[:, None]
-        seen = np.kron(seen, (first <= np.arange(n)) & (np.arange(n) < first + window))
-    return seen

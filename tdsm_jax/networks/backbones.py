@@ -126,7 +126,8 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Tells the finite numbers of a description from everything else that JSON holds."""
     return type(value) in (int, float) and math.isfinite(value)
 
 
@@ -136,7 +137,7 @@ _CHECKS: dict[type[ScoreNetwork], Callable[[Any, tuple[int, int, int]], None]] =
 }
 _IS: dict[Any, Callable[[Any], bool]] = {  # by a field's type
     int: _is_count,
-    float: _is_number,
+    float: is_number,
     str: lambda value: type(value) is str,
     tuple[int, ...]: lambda value: type(value) is tuple and all(map(_is_count, value)),
 }

@@ -182,14 +182,15 @@ class Pending:
         return {"notes": {"pending": values, "losses": list(self._losses)}}
 
     def _fetch(self, step: int) -> dict[str, np.ndarray]:
-        """Brings the metrics to the host; the first loss that is not finite raises `Diverged`."""
+        """Brings the metrics to the host; the first value that is not finite raises `Diverged`."""
         fetched = jax.device_get(self._metrics)
         values = {name: np.concatenate([np.atleast_1d(metrics[name]) for metrics in fetched]) for name in fetched[0]}
-        bad = np.flatnonzero(~np.isfinite(values["loss"]))
-        if len(bad):
-            raise Diverged(
-                f"{self._label}: the loss is {values['loss'][bad[0]]} at step "
-                f"{step - len(values['loss']) + 1 + bad[0]}; lower the learning rate or set clip_norm, "
-                "in another --workdir or with --overwrite"
-            )
+        for name in sorted(values, key="loss".__ne__):
+            bad = np.flatnonzero(~np.isfinite(values[name]))
+            if len(bad):
+                raise Diverged(
+                    f"{self._label}: the {name} is {values[name][bad[0]]} at step "
+                    f"{step - len(values[name]) + 1 + bad[0]}; lower the learning rate or set clip_norm, "
+                    "in another --workdir or with --overwrite"
+                )
         return values

@@ -6,7 +6,6 @@ training goes on its description alone stands there, from which a checkpoint can
 
 import dataclasses
 import json
-import math
 import os
 from typing import Any, NamedTuple
 
@@ -114,7 +113,7 @@ def process_from(description: dict[str, Any]) -> Process:
     try:
         constants = dict(description)
         process = PROCESSES[constants.pop("kind")](**constants)
-        if all(map(_is_number, constants.values())) and 0 < process.sigma_min < process.sigma_max:
+        if all(map(backbones.is_number, constants.values())) and 0 < process.sigma_min < process.sigma_max:
             return process
         reason = "its constants allow no noise levels"
     except _MALFORMED as error:
@@ -143,7 +142,3 @@ def check_params(params: Params, shapes: Params, source: str) -> None:
             )
         if not jnp.issubdtype(given[name].dtype, jnp.floating):
             raise UserError(f"{source} does not fit: {name} has dtype {given[name].dtype}, not one of real numbers")
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

@@ -33,7 +33,10 @@ OPTIMISERS: dict[str, Callable[[Schedule, float], optax.GradientTransformation]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NormHistory:
-    """The norms of the last gradients as they came, float32 [window], NaN where there was none yet; count int32 []."""
+    """The norms of the last gradients before they were scaled here, float32 [window], NaN where there was none yet.
+
+    After `clip_norm`, where that is set, too: it comes first. count int32 [], of all gradients.
+    """
 
     norms: jax.Array
     count: jax.Array

@@ -55,10 +55,10 @@ class Objective:
     draws_labels: bool = False
     augment: float = 0.0
     residual: Residual = SQUARED
-    weighting: str = "edm"
+    weighting: str = "own"
 
     def __post_init__(self):
-        if self.rule == "sampled" and self.residual != SQUARED:
+        if self.rule == "sampled" and self.residual.kind != "squared":
             raise UserError(
                 "the rule sampled multiplies two draws, which is right for the squared residual alone: set "
                 "score.residual=squared, or another rule"
@@ -92,6 +92,8 @@ def make_step(
     """Returns the per-device step(state, batch, key, given) -> (state, metrics), pure and not yet jitted.
 
     A device takes its share of the batch in `parts` equal parts, to need less memory for the same numbers.
+    metrics["loss"] is that of the process's own or the chosen weighting; where the weighting is learnt, what is
+    minimised stands beside it as "balanced_loss".
     batch: x0 [B,H,W,C] in [-1,1], label int [B] (as given), fold int [B] (the classifier that never saw the
     example), position int [B] (in the global batch), image_posterior [B,K] (p(y | x0, y_tilde), of clean images)
     where labels are drawn.
@@ -116,13 +118,16 @@ def make_step(
             denoise = make_denoiser(process, functools.partial(network.apply, params, dropout_keys=dropout_keys))
             frozen = make_denoiser(process, functools.partial(network.apply, still))
             loss, metrics = mixture_loss(process, objective, denoise, frozen, noised, slots)
-            if uncertainty is not None:
-                loss = balanced(uncertainty, loss, noised.sigma)
-            return loss.mean(), metrics
+            metrics = metrics | {"loss": loss.mean()}
+            if uncertainty is None:
+                return metrics["loss"], metrics
+            # Beside the loss, which stays on one scale: this one moves with what is learnt, below zero in the end.
+            balance = balanced(uncertainty, loss, noised.sigma).mean()
+            return balance, metrics | {"balanced_loss": balance}
 
         both = state.params, params_aside(state)
-        (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(both)
-        return gradients, metrics | {"loss": loss}
+        gradients, metrics = jax.grad(loss_fn, has_aux=True)(both)
+        return gradients, metrics
 
     def step(state: TrainState, batch: dict, key: jax.Array, given: Given | None) -> tuple[TrainState, dict]:
         gradients, metrics = accumulated(functools.partial(gradient_of, state, key, given), batch, parts)
