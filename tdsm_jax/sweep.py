@@ -90,7 +90,7 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError("--limit must be at least 1, and belongs to --corrected")
     out, path = paths.absolute(arguments.out), model_path(arguments.checkpoint)
     runtime.configure(compilation_cache=runtime.cache_folder(out))
-    run, model = finished_run(arguments.run), model_file.read(path)
+    run, model = finished_run(arguments.run, arguments.corrected), model_file.read(path)
     if model.network.num_classes != run.num_classes or model.image_shape != run.train_set.images.shape[1:]:
         raise UserError(f"--checkpoint={arguments.checkpoint} draws other images or classes than --run={arguments.run}")
     labels = np.arange(arguments.per_class * run.num_classes, dtype=np.int32) % run.num_classes
@@ -136,19 +136,27 @@ def numbers(name: str, text: str, kind: type, least: float) -> list:
     return found
 
 
-def finished_run(workdir: str) -> Run:
-    """Returns the run of a workdir whose judge is fitted, its config as the manifests of its units say it."""
+def finished_run(workdir: str, corrected: bool = False) -> Run:
+    """Returns the run of a workdir whose judge is fitted, its config as its page or, without one, its judge read it.
+
+    Of a run without a page `corrected` asks also for what its classifiers and its corrected samples read.
+    """
     folder, base = paths.absolute(workdir), configuration.default_config()
-    manifest = pipeline.read_manifest(folder, "judge")
-    if manifest is None or not manifest["finished"]:
-        raise UserError(f"--run={workdir} is no folder of a run whose small judge is fitted; run its stage judge first")
+    manifests = pipeline.vouched(folder, "report")
+    if "judge" not in manifests:  # the page is not made, or not of this judge
+        manifests = pipeline.vouched(folder, "judge")
+        if not manifests:
+            raise UserError(
+                f"--run={workdir} is no folder of a run whose small judge is fitted; run its stage judge first"
+            )
+        for name in ("transition", "sample/corrected") if corrected else ():
+            manifests |= pipeline.vouched(folder, name)
     flat = configuration.flatten(base)
-    for path in sorted(paths.children(folder / "units")):
-        for key, value in files.read_json(path)["values"].items() if path.suffix == ".json" else ():
-            if key in flat:
-                section, _, name = key.rpartition(".")
-                at = functools.reduce(lambda config, part: config[part], filter(None, section.split(".")), base)
-                at[name] = tuple(value) if isinstance(value, list) else value
+    for key, value in pipeline.config_read(manifests).items():
+        if key in flat:
+            section, _, name = key.rpartition(".")
+            at = functools.reduce(lambda config, part: config[part], filter(None, section.split(".")), base)
+            at[name] = tuple(value) if isinstance(value, list) else value
     return Run(FrozenConfigDict(base), folder)
 
 

@@ -14,6 +14,7 @@ from tdsm_jax import files, sweep
 from tdsm_jax.benchmark.cells import carry_out
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import sweep_page
+from test_pipeline import write_units
 
 DIGITS = configuration.load_module(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
 STAGES = ("labels", "classifier", "transition", "score", "sample", "judge")
@@ -161,6 +162,21 @@ def test_a_cell_asked_for_twice_is_one():
 
     names = [cell.name for cell in sweep.asked_cells(Asked)]
     assert names == ["heun-w1-18steps", "heun-w2-18steps", "heun-w1-4steps"]
+
+
+def test_a_judge_is_read_with_the_config_that_it_was_fitted_by(tmp_path):
+    """Not with that of what was begun, or left over, beside it."""
+    write_units(tmp_path, judge={"seed": 3, "evaluation.widths": [8]}, zebra={"seed": 7, "finished": False})
+    assert sweep.finished_run(str(tmp_path)).config.seed == 3
+    write_units(tmp_path, transition={"seed": 4, "classifier.folds": 1}, report={"seed": 9})
+    config = sweep.finished_run(str(tmp_path)).config  # the page is not of this judge
+    assert config.seed == 3 and config.evaluation.widths == (8,) and config.classifier.folds != 1
+    with pytest.raises(UserError, match="judge and transition are of runs with other configs .seed: 3 and 4"):
+        sweep.finished_run(str(tmp_path), corrected=True)
+    write_units(tmp_path, transition={"seed": 3, "classifier.folds": 1})
+    assert sweep.finished_run(str(tmp_path), corrected=True).config.classifier.folds == 1
+    write_units(tmp_path, report={"unit judge": None, "label_noise.rate": 0.25})
+    assert sweep.finished_run(str(tmp_path)).config.label_noise.rate == 0.25
 
 
 def test_a_folder_without_a_judge_is_no_judge(tmp_path):

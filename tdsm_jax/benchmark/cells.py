@@ -47,7 +47,7 @@ def carry_out(config: ConfigDict, folder: paths.Path, stages: Sequence[str]) -> 
     checks.check(run)
     pipeline.check_undamaged(planned, folder)
     pipeline.check_unchanged(todo, folder)
-    pipeline.sweep(planned, folder)
+    pipeline.tidy(planned, folder)
     pipeline.execute(todo, folder)
     return run
 
