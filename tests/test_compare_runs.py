@@ -67,6 +67,11 @@ def test_only_what_the_page_was_made_of_says_what_differs(tmp_path):
         read_all(runs)
 
 
+def test_a_run_called_like_a_method_is_a_run(tmp_path):
+    page = comparison.render(read_all([make_run(tmp_path / "tdsm"), make_run(tmp_path / "real")]))
+    assert "<figcaption><b>tdsm</b> </figcaption>" in page and "<figcaption><b>real</b> </figcaption>" in page
+
+
 def test_repeats_get_mean_and_deviation_and_a_table(tmp_path):
     runs = [make_run(tmp_path / f"seed{s}", seed=s, fidelity=0.4 + 0.2 * s) for s in (0, 1)]
     command = [sys.executable, "-m", "tdsm_jax.compare_runs", *runs, f"--out={tmp_path / 'page.html'}"]
@@ -89,6 +94,16 @@ def test_methods_can_be_chosen(tmp_path):
 def test_other_judges_are_pointed_out(tmp_path, judges, said):
     runs = read_all([make_run(tmp_path / str(i), judge=judge) for i, judge in enumerate(judges)])
     assert ("classifiers of their own as judges" in comparison.render(runs)) == said
+
+
+def test_judges_of_two_kinds_are_no_others(tmp_path):
+    runs = [make_run(tmp_path / name) for name in "ab"]
+    for name in "ab":
+        path = tmp_path / name / "metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["judges"]["resnet18"] = {"test_accuracy": 0.9, "weights_sha256": "c" * 64}
+        path.write_text(json.dumps(metrics))
+    assert "classifiers of their own" not in comparison.render(read_all(runs))
 
 
 def test_what_is_no_run_is_refused(tmp_path):
