@@ -203,7 +203,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "guidance_interval": (),  # (low, high], the noise levels that are guided; (): all
                 "guidance_rescale": 0.0,  # phi: share of the contrast guidance adds that is taken back; 0.7 is common
                 "adaptive_guidance": 0.0,  # an image's guidance ends once cos(D, D_null) is above it, as .991; 0: never
-                "autoguidance": "",  # a weaker model (ema.npz, or a checkpoint's folder) to guide from, not D_null
+                "autoguidance": "",  # a weaker model (ema.npz, a checkpoint or its training) to guide from, not D_null
                 "batch_size": 480,
                 "grid_columns": 8,  # of the pictures
                 "grid_rows": 20,

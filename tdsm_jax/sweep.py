@@ -36,7 +36,7 @@ from tdsm_jax.evaluate import check_same, sampling_settings
 from tdsm_jax.evaluation import sweep_page
 from tdsm_jax.run import Run
 from tdsm_jax.sampler import Correction, Sampler, Sampling, check_sampling, drawn
-from tdsm_jax.sampling_options import add_sampling_options, given_sampling, model_identity, model_path
+from tdsm_jax.sampling_options import add_sampling_options, given_sampling, model_identity
 from tdsm_jax.training import model_file
 from tdsm_jax.training.classifier import Labelled
 from tdsm_jax.training.model_file import Model
@@ -88,7 +88,7 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError("--per_class must be at least 2 and --seed at least 0")
     if arguments.limit is not None and not (arguments.corrected and 1 <= arguments.limit < np.inf):
         raise UserError("--limit must be at least 1, and belongs to --corrected")
-    out, path = paths.absolute(arguments.out), model_path(arguments.checkpoint)
+    out, path = paths.absolute(arguments.out), model_file.find(arguments.checkpoint, "--checkpoint")
     runtime.configure(compilation_cache=runtime.cache_folder(out))
     run, model = finished_run(arguments.run, arguments.corrected), model_file.read(path)
     if model.network.num_classes != run.num_classes or model.image_shape != run.train_set.images.shape[1:]:
