@@ -164,7 +164,7 @@ def check_same(out: paths.Path, settings: dict[str, Any]) -> None:
     for name in there | settings:
         a, b = (_without_path(s.get(name)) for s in (there, settings))
         if a != b:
-            raise UserError(f"--out={out} holds an evaluation of another {name}; give another folder")
+            raise UserError(f"--out={out} holds results of another {name}; give another folder")
 
 
 def _without_path(setting: Any) -> Any:

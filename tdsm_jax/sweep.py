@@ -56,7 +56,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.solver}-w{self.guidance:g}-{self.steps}steps"
+        return f"{self.solver}-w{sweep_page.exact(self.guidance)}-{self.steps}steps"
 
     def sampling(self, others: Sampling) -> Sampling:
         """Returns the settings of the cell: of `others` those that mean something to its solver and guidance."""
@@ -98,6 +98,9 @@ def main(arguments: argparse.Namespace) -> None:
     about = settings(sweep, path)
     check_same(out, about)
     files.write_json(out / "settings.json", about)
+    for left in paths.children(out / "cells") if hosts.is_writer() else ():
+        if left.suffix == ".parts" and paths.exists(left.with_suffix(".json")):
+            paths.remove(left)  # a process has ended just before it removed them
     for number, cell in enumerate(cells, start=1):
         if not paths.exists(_result(out, cell)):
             if hosts.is_writer():
@@ -114,14 +117,27 @@ def asked_cells(arguments: argparse.Namespace) -> list[Cell]:
     for solver in solvers:
         if solver not in SOLVERS:
             raise UserError(f"--solvers: there is no {solver!r}{did_you_mean(solver, SOLVERS)}")
-    (base,) = numbers("at_steps", arguments.at_steps, int, 1)[:1]
-    (w,) = numbers("at_guidance", arguments.at_guidance, float, 0)[:1]
+    at = asked_place(arguments)
     found = [
         cell
         for solver in solvers
-        for cell in (*(Cell(solver, scale, base) for scale in scales), *(Cell(solver, w, n) for n in steps))
+        for cell in (
+            *(Cell(solver, scale, at["steps"]) for scale in scales),
+            *(Cell(solver, at["guidance"], n) for n in steps),
+        )
     ]
     return list(dict.fromkeys(found))
+
+
+def asked_place(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the guidance at which steps are swept and the steps at which guidance is."""
+    steps = numbers("at_steps", arguments.at_steps, int, 1)
+    guidance = numbers("at_guidance", arguments.at_guidance, float, 0)
+    for axis, found in (("steps", steps), ("guidance", guidance)):
+        if len(found) > 1:
+            given = getattr(arguments, f"at_{axis}")
+            raise UserError(f"--at_{axis}={given} must be one number; --{axis} takes those to sweep")
+    return {"guidance": guidance[0], "steps": steps[0]}
 
 
 def numbers(name: str, text: str, kind: type, least: float) -> list:
@@ -219,7 +235,7 @@ def write(sweep: Sweep, about: dict[str, Any]) -> None:
     images = [files.read_arrays(_images(out, Cell(r["solver"], r["guidance"], r["steps"])))["images"] for r in records]
     report = sweep.run.workdir / "metrics.json"
     real = files.read_json(report)["real"] if paths.exists(report) else {}
-    at = {"guidance": float(asked.at_guidance), "steps": int(asked.at_steps)}
+    at = asked_place(asked)
     content = {"settings": about, "at": at, "cells": records, "real": real, "versions": pipeline.versions()}
     files.write_json(out / "sweep.json", content)
     text = sweep_page.markdown(records)
