@@ -195,7 +195,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "solver": "heun",  # euler, heun, stochastic_heun (EDM's, with churn), dpmpp_2m
                 "steps": 18,  # heun's evaluate the network 2 steps - 1 times, euler's and dpmpp_2m's once each
                 "schedule": "edm",  # of noise levels: edm; vp, ve: as these processes were published with
-                "rho": 7.0,  # edm: how they gather at small noise
+                "rho": 7.0,  # edm: how they gather at small noise; 1: not at all
                 "churn": 0.0,  # stochastic_heun: S_churn, noise added over all steps
                 "churn_interval": (),  # from S_min to S_max, the noise levels at which; (): all
                 "churn_noise": 1.0,  # S_noise, its standard deviation

@@ -55,7 +55,10 @@ def read(folder: str, name: str, methods: Sequence[str] = ()) -> Finished:
         raise UserError(f"{folder} is no run that trained diffusion models; there is nothing to compare")
     manifests = pipeline.vouched(workdir, "report")
     if not manifests:
-        raise UserError(f"{folder}: what its page was made of was made again since; end it by the command that did so")
+        raise UserError(
+            f"{folder} holds no finished run: some of what its page was made of is gone or was made again; end it by "
+            "the command that began it"
+        )
     for method in methods:
         if method not in metrics["methods"]:
             raise UserError(f"{folder} has no method {method!r}{did_you_mean(method, metrics['methods'])}")

@@ -63,7 +63,7 @@ def test_only_what_the_page_was_made_of_says_what_differs(tmp_path):
     write_units(tmp_path / "b", zebra={"seed": 7}, sample={"label_noise.rate": 0.1, "finished": False})
     assert comparison.differences(read_all(runs)) == {}
     write_units(tmp_path / "b", score={"seed": 7})
-    with pytest.raises(UserError, match="was made again since"):
+    with pytest.raises(UserError, match="no finished run: .* is gone or was made again"):
         read_all(runs)
 
 
