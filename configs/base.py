@@ -195,7 +195,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "solver": "heun",  # euler, heun, stochastic_heun (EDM's, with churn), dpmpp_2m
                 "steps": 18,  # heun's evaluate the network 2 steps - 1 times, euler's and dpmpp_2m's once each
                 "schedule": "edm",  # of noise levels: edm; vp, ve: as these processes were published with
-                "rho": 7.0,  # edm: how they gather at small noise
+                "rho": 7.0,  # edm: how they gather at small noise; 1: not at all
                 "churn": 0.0,  # stochastic_heun: S_churn, noise added over all steps
                 "churn_interval": (),  # from S_min to S_max, the noise levels at which; (): all
                 "churn_noise": 1.0,  # S_noise, its standard deviation
@@ -203,7 +203,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
                 "guidance_interval": (),  # (low, high], the noise levels that are guided; (): all
                 "guidance_rescale": 0.0,  # phi: share of the contrast guidance adds that is taken back; 0.7 is common
                 "adaptive_guidance": 0.0,  # an image's guidance ends once cos(D, D_null) is above it, as .991; 0: never
-                "autoguidance": "",  # a weaker model (ema.npz, or a checkpoint's folder) to guide from, not D_null
+                "autoguidance": "",  # a weaker model (ema.npz, a checkpoint or its training) to guide from, not D_null
                 "batch_size": 480,
                 "grid_columns": 8,  # of the pictures
                 "grid_rows": 20,

@@ -66,9 +66,9 @@ def check_generation(run: Run) -> None:
         check_dit(run)
     if run.config.init_from:
         check_initial(run)
-    if weaker := run.config.sampling.autoguidance:
+    if run.config.sampling.autoguidance:
         made = Model(run.network, None, run.process, run.train_set.image_shape)
-        weaker_model(weaker, run.initial if run.config.methods == ("init",) else made)
+        weaker_model(str(run.weaker_path), run.initial if run.config.methods == ("init",) else made)
     if run.config.classifier.init_from:
         run.given_classifier()
     run.generated  # noqa: B018  raises where the file is not one for these data

@@ -10,9 +10,8 @@ deviation, and so does the table that is printed.
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Any
 
-from tdsm_jax import files, paths
+from tdsm_jax import files, paths, pipeline
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation import comparison, grids, table
@@ -54,6 +53,12 @@ def read(folder: str, name: str, methods: Sequence[str] = ()) -> Finished:
     metrics = files.read_json(workdir / "metrics.json")
     if not isinstance(metrics, dict) or not isinstance(metrics.get("methods"), dict):
         raise UserError(f"{folder} is no run that trained diffusion models; there is nothing to compare")
+    manifests = pipeline.vouched(workdir, "report")
+    if not manifests:
+        raise UserError(
+            f"{folder} holds no finished run: some of what its page was made of is gone or was made again; end it by "
+            "the command that began it"
+        )
     for method in methods:
         if method not in metrics["methods"]:
             raise UserError(f"{folder} has no method {method!r}{did_you_mean(method, metrics['methods'])}")
@@ -65,14 +70,7 @@ def read(folder: str, name: str, methods: Sequence[str] = ()) -> Finished:
         K = min(_ROWS, int(samples["labels"].max()) + 1)
         images[method] = grids.class_rows(samples["images"], samples["labels"], K, _COLUMNS)
         curves[method] = read_metrics(workdir / "score" / method)
-    return Finished(name, config_of(workdir), metrics, images, curves)
-
-
-def config_of(workdir: paths.Path) -> dict[str, Any]:
-    """Returns the flat config of a run as far as its results depend on it, from the manifests of its units."""
-    manifests = [files.read_json(path) for path in paths.children(workdir / "units") if path.suffix == ".json"]
-    values = {key: value for manifest in manifests for key, value in manifest["values"].items()}
-    return {key: value for key, value in sorted(values.items()) if " " not in key}  # others name units and files
+    return Finished(name, pipeline.config_read(manifests), metrics, images, curves)
 
 
 if __name__ == "__main__":

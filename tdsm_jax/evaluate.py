@@ -31,7 +31,7 @@ from tdsm_jax.evaluation.measure import Observed, chosen_metrics
 from tdsm_jax.evaluation.references import Reference
 from tdsm_jax.extractors import open_extractor
 from tdsm_jax.sampler import Sampler, Sampling, drawn
-from tdsm_jax.sampling_options import add_sampling_options, asked_sampling, model_identity, model_path
+from tdsm_jax.sampling_options import add_sampling_options, asked_sampling, model_identity
 from tdsm_jax.training import model_file
 from tdsm_jax.training.parallel import data_mesh
 from tdsm_jax.training.state import stream_key
@@ -62,7 +62,7 @@ def main(arguments: argparse.Namespace) -> None:
     sampling = asked_sampling(arguments)
     out = paths.absolute(arguments.out)
     runtime.configure(compilation_cache=runtime.cache_folder(out))
-    path = model_path(arguments.checkpoint)
+    path = model_file.find(arguments.checkpoint, "--checkpoint")
     evaluation = _evaluation(arguments, sampling, path, out)
     settings = _settings(arguments, path, evaluation)
     check_same(out, settings)
@@ -164,7 +164,7 @@ def check_same(out: paths.Path, settings: dict[str, Any]) -> None:
     for name in there | settings:
         a, b = (_without_path(s.get(name)) for s in (there, settings))
         if a != b:
-            raise UserError(f"--out={out} holds an evaluation of another {name}; give another folder")
+            raise UserError(f"--out={out} holds results of another {name}; give another folder")
 
 
 def _without_path(setting: Any) -> Any:

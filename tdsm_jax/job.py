@@ -67,5 +67,5 @@ def execute(job: Job, overwrite: bool = False) -> None:
     pipeline.check_undamaged(job.planned, job.run.workdir)
     if not overwrite:
         pipeline.check_unchanged(job.todo, job.run.workdir)
-    pipeline.sweep(job.planned, job.run.workdir)
+    pipeline.tidy(job.planned, job.run.workdir)
     pipeline.execute(job.todo, job.run.workdir)

@@ -45,7 +45,8 @@ def sample(run: Run, method: str) -> None:
     K = max(model.network.num_classes, 1)  # a network without labels makes one row
     labels = np.arange(c.per_class * K, dtype=np.int32) % K  # sample i depends on i alone
     key, parts = stream_key(run.config.seed, "sample"), run.workdir / "samples" / f"{method}.parts"
-    sampler = Sampler(model, sampling_of(c), run.mesh, run.correction if method == "corrected" else None)
+    settings = sampling_of(c, autoguidance=str(run.weaker_path) if c.autoguidance else "")
+    sampler = Sampler(model, settings, run.mesh, run.correction if method == "corrected" else None)
     made = drawn(sampler, labels, key, parts, f"sample/{method}")
     files.write_arrays(run.workdir / "samples" / f"{method}.npz", {"images": made.images, "labels": labels})
     files.write_json(run.workdir / "samples" / f"{method}.json", dataclasses.asdict(made.cost))

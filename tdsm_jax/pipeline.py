@@ -150,7 +150,7 @@ def check_unchanged(todo: list[Planned], workdir: pathlib.Path) -> None:
             )
 
 
-def sweep(planned: list[Planned], workdir: pathlib.Path) -> None:
+def tidy(planned: list[Planned], workdir: pathlib.Path) -> None:
     """Removes what a killed process left behind: half-written files, and what finished units went on from."""
     files.sweep_partials(workdir)
     for p in planned if hosts.is_writer() else ():
@@ -199,6 +199,45 @@ def read_manifest(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
     """Returns the manifest of a unit, None where it was never begun."""
     path = manifest_path(workdir, name)
     return files.read_json(path) if paths.exists(path) else None
+
+
+def vouched(workdir: pathlib.Path, *names: str) -> dict[str, dict[str, Any]]:
+    """Returns {unit: manifest} of the named units and of all that they were made of.
+
+    {} where one of them is not there, not finished, or not the one that those after it were made of.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    wanted = [(name, "") for name in names]
+    while wanted:
+        name, expected = wanted.pop()
+        manifest = found.get(name) or read_manifest(workdir, name)
+        if manifest is None or not manifest["finished"]:
+            return {}
+        digest = files.digest(manifest["values"])
+        if manifest["hash"] != digest or (expected and digest != expected):
+            return {}
+        if name not in found:
+            found[name] = manifest
+            needed = ((key.partition(" "), value) for key, value in manifest["values"].items())
+            wanted += [(unit, value) for (kind, _, unit), value in needed if kind == "unit"]
+    return found
+
+
+def config_read(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns {dotted key: value} of all that units read of their config; where two read other values a `UserError`."""
+    found: dict[str, Any] = {}
+    readers: dict[str, str] = {}
+    for unit, manifest in manifests.items():
+        for key, value in manifest["values"].items():
+            if " " in key:  # which names a unit or a file
+                continue
+            if found.setdefault(key, value) != value:
+                raise UserError(
+                    f"{readers[key]} and {unit} are of runs with other configs ({key}: {found[key]} and {value}); "
+                    "make them again by one command"
+                )
+            readers.setdefault(key, unit)
+    return dict(sorted(found.items()))
 
 
 def write_manifest(workdir: pathlib.Path, p: Planned, *, finished: bool, seconds: float, resumed: bool) -> None:

@@ -25,8 +25,7 @@ from tdsm_jax.labels.estimators import ESTIMATORS
 from tdsm_jax.pipeline import Unit
 from tdsm_jax.run import Run
 from tdsm_jax.score_network import is_dit
-from tdsm_jax.training import checkpoint
-from tdsm_jax.training.manifests import manifest_of
+from tdsm_jax.training import checkpoint, model_file
 from tdsm_jax.training.state import Optimisation
 
 _EDM = tuple(f"process.{key}" for key in ("P_mean", "P_std", "sigma_data", "sigma_min"))  # what classifiers see
@@ -115,7 +114,8 @@ def _model_units(run: Run, method: str) -> list[Unit]:
     trained, sampled = f"score/{method}", f"sample/{method}"
     pictures = tuple(f"samples/{method}.{ending}" for ending in ("npz", "png", "json"))
     parts = (f"samples/{method}.parts",)
-    initial, weak = _given(run.config.init_from), _given(run.config.sampling.autoguidance)
+    initial, weaker = _given(run.config.init_from), run.config.sampling.autoguidance
+    weak = {weaker: model_file.identity(run.weaker_path)} if weaker else {}
     if method == "init":
         reads = ("seed", "sampling")
         given = {**initial, **weak}
@@ -151,10 +151,9 @@ def _given(path: str) -> dict[str, str]:
     if not path:
         return {}
     folder = paths.absolute(path)
-    file = manifest_of(folder) if checkpoint.is_step(folder) else folder
-    if not paths.is_file(file):
-        raise UserError(f"{path}: no such file (a config key init_from, generated or autoguidance names it)")
-    return {path: files.file_digest(file)}
+    if not paths.is_file(folder) and not checkpoint.is_step(folder):
+        raise UserError(f"{path}: no such file (a config key init_from or generated names it)")
+    return {path: model_file.identity(folder)}
 
 
 def _result_units(run: Run) -> list[Unit]:

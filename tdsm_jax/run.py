@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tdsm_jax import files
+from tdsm_jax import files, paths
 from tdsm_jax.data.augment import LABEL_SIZE
 from tdsm_jax.data.batches import batch_indices
 from tdsm_jax.data.dataset import to_float
@@ -83,6 +83,11 @@ class Run(RunData):
     def initial(self) -> Model:
         """The model that score networks start from; only where config.init_from names one."""
         return model_file.read(self.config.init_from)
+
+    @functools.cached_property
+    def weaker_path(self) -> paths.Path:
+        """What sampling.autoguidance names, where it names something: one model, though its training goes on."""
+        return model_file.find(self.config.sampling.autoguidance, "config key sampling.autoguidance")
 
     @functools.cached_property
     def mesh(self) -> parallel.DataMesh:

@@ -77,7 +77,8 @@ def check_sampling(settings: Sampling, prefix: str) -> None:
     s = settings
     for name in ("churn_interval", "guidance_interval"):
         interval = getattr(s, name)
-        if interval and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+        numbers = all(isinstance(level, (int, float)) for level in interval)
+        if interval and not (numbers and len(interval) == 2 and 0 <= interval[0] < interval[1]):
             raise UserError(f"{prefix}{name}={interval} must be two noise levels, the lower one first, or nothing")
     if not SOLVERS[s.solver].stochastic and (s.churn or s.churn_interval or s.churn_noise != 1):
         raise UserError(f"{prefix}churn is noise that the solver stochastic_heun adds; {s.solver} adds none")
@@ -88,7 +89,8 @@ def check_sampling(settings: Sampling, prefix: str) -> None:
             if getattr(s, name):
                 raise UserError(f"{prefix}{name} changes nothing where {prefix}guidance is 1; choose another scale")
     if s.guidance == 0 and (s.guidance_rescale or s.adaptive_guidance):
-        raise UserError(f"{prefix}guidance=0 looks at no label: leave guidance_rescale and adaptive_guidance out")
+        alone = "is the weaker model alone" if s.autoguidance else "looks at no label"
+        raise UserError(f"{prefix}guidance=0 {alone}: leave guidance_rescale and adaptive_guidance out")
 
 
 class Correction(NamedTuple):

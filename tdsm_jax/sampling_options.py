@@ -6,33 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from tdsm_jax import files, paths
-from tdsm_jax.diffusion.sampling import SCHEDULES, SOLVERS
+from tdsm_jax import paths
+from tdsm_jax.diffusion.sampling import LEAST_RHO, SCHEDULES, SOLVERS
 from tdsm_jax.errors import UserError
 from tdsm_jax.sampler import Sampling, check_sampling, sampling_of
-from tdsm_jax.training import checkpoint
-from tdsm_jax.training.manifests import manifest_of
+from tdsm_jax.training import model_file
 from tdsm_jax.training.parallel import round_up
-
-
-def model_path(given: str, option: str = "checkpoint") -> paths.Path:
-    """Returns the model file or the checkpoint that a path stands for: of a training the last one."""
-    path = paths.absolute(given)
-    if paths.is_file(path) or checkpoint.is_step(path):
-        return path
-    if not paths.exists(path):
-        raise UserError(f"--{option}={given}: no such file or folder")
-    if paths.is_file(path / "ema.npz"):
-        return path / "ema.npz"
-    steps = [step for step in paths.children(path / "checkpoints") if checkpoint.is_step(step)]
-    if not steps:
-        raise UserError(f"--{option}={given}: holds no ema.npz and no finished checkpoint; give WORKDIR/score/METHOD")
-    return steps[-1]
 
 
 def model_identity(path: paths.Path) -> dict[str, str]:
     """Returns where a model, or a checkpoint, lies and the hash that says which one it is."""
-    return {"path": str(path), "sha256": files.file_digest(manifest_of(path) if checkpoint.is_step(path) else path)}
+    return {"path": str(path), "sha256": model_file.identity(path)}
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, left_out: Collection[str] = ()) -> None:
@@ -76,9 +60,10 @@ def given_sampling(arguments: argparse.Namespace) -> Sampling:
     for name in ("steps", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    for name in ("rho", "churn_noise"):
-        if not 0 < getattr(arguments, name) < np.inf:
-            raise UserError(f"--{name} must be a positive number, got {getattr(arguments, name)}")
+    if not LEAST_RHO <= arguments.rho < np.inf:
+        raise UserError(f"--rho must be a number of at least {LEAST_RHO:g}, got {arguments.rho}")
+    if not 0 < arguments.churn_noise < np.inf:
+        raise UserError(f"--churn_noise must be a positive number, got {arguments.churn_noise}")
     if not np.isfinite(arguments.guidance):
         raise UserError(f"--guidance must be a number, got {arguments.guidance}")
     if not 0 <= arguments.churn < np.inf:
@@ -86,5 +71,5 @@ def given_sampling(arguments: argparse.Namespace) -> Sampling:
     for name in ("guidance_rescale", "adaptive_guidance"):
         if not 0 <= getattr(arguments, name) <= 1:
             raise UserError(f"--{name} must lie in [0, 1], got {getattr(arguments, name)}")
-    weak = str(model_path(arguments.autoguidance, "autoguidance")) if arguments.autoguidance else ""
+    weak = str(model_file.find(arguments.autoguidance, "--autoguidance")) if arguments.autoguidance else ""
     return sampling_of(arguments, batch_size=round_up(arguments.batch_size), autoguidance=weak)

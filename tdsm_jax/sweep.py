@@ -36,7 +36,7 @@ from tdsm_jax.evaluate import check_same, sampling_settings
 from tdsm_jax.evaluation import sweep_page
 from tdsm_jax.run import Run
 from tdsm_jax.sampler import Correction, Sampler, Sampling, check_sampling, drawn
-from tdsm_jax.sampling_options import add_sampling_options, given_sampling, model_identity, model_path
+from tdsm_jax.sampling_options import add_sampling_options, given_sampling, model_identity
 from tdsm_jax.training import model_file
 from tdsm_jax.training.classifier import Labelled
 from tdsm_jax.training.model_file import Model
@@ -56,7 +56,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.solver}-w{self.guidance:g}-{self.steps}steps"
+        return f"{self.solver}-w{sweep_page.exact(self.guidance)}-{self.steps}steps"
 
     def sampling(self, others: Sampling) -> Sampling:
         """Returns the settings of the cell: of `others` those that mean something to its solver and guidance."""
@@ -90,9 +90,9 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError("--per_class must be at least 2 and --seed at least 0")
     if arguments.limit is not None and not (arguments.corrected and 1 <= arguments.limit < np.inf):
         raise UserError("--limit must be at least 1, and belongs to --corrected")
-    out, path = paths.absolute(arguments.out), model_path(arguments.checkpoint)
+    out, path = paths.absolute(arguments.out), model_file.find(arguments.checkpoint, "--checkpoint")
     runtime.configure(compilation_cache=runtime.cache_folder(out))
-    run, model = finished_run(arguments.run), model_file.read(path)
+    run, model = finished_run(arguments.run, arguments.corrected), model_file.read(path)
     if model.network.num_classes != run.num_classes or model.image_shape != run.train_set.image_shape:
         raise UserError(f"--checkpoint={arguments.checkpoint} draws other images or classes than --run={arguments.run}")
     labels = np.arange(arguments.per_class * run.num_classes, dtype=np.int32) % run.num_classes
@@ -100,6 +100,9 @@ def main(arguments: argparse.Namespace) -> None:
     about = settings(sweep, path)
     check_same(out, about)
     files.write_json(out / "settings.json", about)
+    for left in paths.children(out / "cells") if hosts.is_writer() else ():
+        if left.suffix == ".parts" and paths.exists(left.with_suffix(".json")):
+            paths.remove(left)  # a process has ended just before it removed them
     for number, cell in enumerate(cells, start=1):
         if not paths.exists(_result(out, cell)):
             if hosts.is_writer():
@@ -116,14 +119,27 @@ def asked_cells(arguments: argparse.Namespace) -> list[Cell]:
     for solver in solvers:
         if solver not in SOLVERS:
             raise UserError(f"--solvers: there is no {solver!r}{did_you_mean(solver, SOLVERS)}")
-    (base,) = numbers("at_steps", arguments.at_steps, int, 1)[:1]
-    (w,) = numbers("at_guidance", arguments.at_guidance, float, 0)[:1]
+    at = asked_place(arguments)
     found = [
         cell
         for solver in solvers
-        for cell in (*(Cell(solver, scale, base) for scale in scales), *(Cell(solver, w, n) for n in steps))
+        for cell in (
+            *(Cell(solver, scale, at["steps"]) for scale in scales),
+            *(Cell(solver, at["guidance"], n) for n in steps),
+        )
     ]
     return list(dict.fromkeys(found))
+
+
+def asked_place(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the guidance at which steps are swept and the steps at which guidance is."""
+    steps = numbers("at_steps", arguments.at_steps, int, 1)
+    guidance = numbers("at_guidance", arguments.at_guidance, float, 0)
+    for axis, found in (("steps", steps), ("guidance", guidance)):
+        if len(found) > 1:
+            given = getattr(arguments, f"at_{axis}")
+            raise UserError(f"--at_{axis}={given} must be one number; --{axis} takes those to sweep")
+    return {"guidance": guidance[0], "steps": steps[0]}
 
 
 def numbers(name: str, text: str, kind: type, least: float) -> list:
@@ -138,19 +154,27 @@ def numbers(name: str, text: str, kind: type, least: float) -> list:
     return found
 
 
-def finished_run(workdir: str) -> Run:
-    """Returns the run of a workdir whose judge is fitted, its config as the manifests of its units say it."""
+def finished_run(workdir: str, corrected: bool = False) -> Run:
+    """Returns the run of a workdir whose judge is fitted, its config as its page or, without one, its judge read it.
+
+    Of a run without a page `corrected` asks also for what its classifiers and its corrected samples read.
+    """
     folder, base = paths.absolute(workdir), configuration.default_config()
-    manifest = pipeline.read_manifest(folder, "judge")
-    if manifest is None or not manifest["finished"]:
-        raise UserError(f"--run={workdir} is no folder of a run whose small judge is fitted; run its stage judge first")
+    manifests = pipeline.vouched(folder, "report")
+    if "judge" not in manifests:  # the page is not made, or not of this judge
+        manifests = pipeline.vouched(folder, "judge")
+        if not manifests:
+            raise UserError(
+                f"--run={workdir} is no folder of a run whose small judge is fitted; run its stage judge first"
+            )
+        for name in ("transition", "sample/corrected") if corrected else ():
+            manifests |= pipeline.vouched(folder, name)
     flat = configuration.flatten(base)
-    for path in sorted(paths.children(folder / "units")):
-        for key, value in files.read_json(path)["values"].items() if path.suffix == ".json" else ():
-            if key in flat:
-                section, _, name = key.rpartition(".")
-                at = functools.reduce(lambda config, part: config[part], filter(None, section.split(".")), base)
-                at[name] = tuple(value) if isinstance(value, list) else value
+    for key, value in pipeline.config_read(manifests).items():
+        if key in flat:
+            section, _, name = key.rpartition(".")
+            at = functools.reduce(lambda config, part: config[part], filter(None, section.split(".")), base)
+            at[name] = tuple(value) if isinstance(value, list) else value
     return Run(FrozenConfigDict(base), folder)
 
 
@@ -213,7 +237,7 @@ def write(sweep: Sweep, about: dict[str, Any]) -> None:
     images = [files.read_arrays(_images(out, Cell(r["solver"], r["guidance"], r["steps"])))["images"] for r in records]
     report = sweep.run.workdir / "metrics.json"
     real = files.read_json(report)["real"] if paths.exists(report) else {}
-    at = {"guidance": float(asked.at_guidance), "steps": int(asked.at_steps)}
+    at = asked_place(asked)
     content = {"settings": about, "at": at, "cells": records, "real": real, "versions": pipeline.versions()}
     files.write_json(out / "sweep.json", content)
     text = sweep_page.markdown(records)

@@ -20,7 +20,7 @@ from tdsm_jax.data.image_corruption import CORRUPTIONS
 from tdsm_jax.data.label_files import DRAWN, GIVEN
 from tdsm_jax.diffusion.process import PROCESSES
 from tdsm_jax.diffusion.residuals import FORMS, RESIDUALS
-from tdsm_jax.diffusion.sampling import SCHEDULES, SOLVERS
+from tdsm_jax.diffusion.sampling import LEAST_RHO, SCHEDULES, SOLVERS
 from tdsm_jax.diffusion.weightings import WEIGHTINGS
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation.report_words import EXTRACTORS
@@ -318,6 +318,8 @@ def _bounds(key: str) -> tuple[float, float]:
         return 1e-12, 1
     if key == "correction.limit":
         return 1, _INFINITY
+    if key == "sampling.rho":
+        return LEAST_RHO, _INFINITY
     if key == "sampling.per_class":
         return 2, _INFINITY
     if name in _ANY:

@@ -87,6 +87,7 @@ def test_the_table_takes_what_is_finished_and_the_page_shows_the_same_seed(tmp_p
     assert lines[2].startswith("| full | 0, 1 | 0.850 ± 0.071 |") and lines[3].startswith("| window | 1 | 0.700 |")
     page = (tmp_path / "windows.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "Seed 1, one class a row" in page
+    assert '<th scope="row">full</th><td>0, 1</td>' in page and page.count("<span>9</span>") == 2
 
 
 def test_cells_differ_by_the_attention_alone(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from tdsm_jax import compare_runs
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import comparison
+from test_pipeline import write_units
 
 K = 3
 
@@ -30,9 +31,8 @@ def make_run(folder, seed=0, rate=0.4, fidelity=0.5, methods=("dsm", "tdsm"), ju
     judges = {"stages": {"test_accuracy": 0.99, "weights_sha256": judge * 64}}
     metrics = {"methods": measured, "real": real, "class_names": ["cat", "dog", "owl"], "judges": judges}
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "units").mkdir()
-    values = {"seed": seed, "label_noise.rate": rate, "unit labels": "x", "file a": "y"}
-    (folder / "units" / "score-dsm.json").write_text(json.dumps({"values": values}))
+    values = {"seed": seed, "label_noise.rate": rate, "file a": "y"}
+    write_units(folder, score=values, report={"task": "generation", "unit score": None})
     return str(folder)
 
 
@@ -51,11 +51,25 @@ def test_the_page_shows_what_differs_and_every_number(tmp_path):
     page = comparison.render(read_all(runs))
     rows = rows_of(page)
     assert rows["label_noise.rate"] == ["0.4", "0.2"] and rows["seed"] == ["0", "1"]
-    assert "unit labels" not in page and "file a" not in page
+    assert "unit score" not in page and "file a" not in page
     fidelity = page.partition("<summary>Label fidelity, %")[2].partition("</details>")[0]
     assert rows_of(fidelity) == {"DSM": ["50.0", "70.0"], "TDSM": ["60.0", "–"]}
     assert page.count("<img") == 3 and "owl" in page
     assert "http" not in page.replace("http://www.w3.org", "") and "<script" not in page
+
+
+def test_only_what_the_page_was_made_of_says_what_differs(tmp_path):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
+    write_units(tmp_path / "b", zebra={"seed": 7}, sample={"label_noise.rate": 0.1, "finished": False})
+    assert comparison.differences(read_all(runs)) == {}
+    write_units(tmp_path / "b", score={"seed": 7})
+    with pytest.raises(UserError, match="no finished run: .* is gone or was made again"):
+        read_all(runs)
+
+
+def test_a_run_called_like_a_method_is_a_run(tmp_path):
+    page = comparison.render(read_all([make_run(tmp_path / "tdsm"), make_run(tmp_path / "real")]))
+    assert "<figcaption><b>tdsm</b> </figcaption>" in page and "<figcaption><b>real</b> </figcaption>" in page
 
 
 def test_repeats_get_mean_and_deviation_and_a_table(tmp_path):
@@ -80,6 +94,16 @@ def test_methods_can_be_chosen(tmp_path):
 def test_other_judges_are_pointed_out(tmp_path, judges, said):
     runs = read_all([make_run(tmp_path / str(i), judge=judge) for i, judge in enumerate(judges)])
     assert ("classifiers of their own as judges" in comparison.render(runs)) == said
+
+
+def test_judges_of_two_kinds_are_no_others(tmp_path):
+    runs = [make_run(tmp_path / name) for name in "ab"]
+    for name in "ab":
+        path = tmp_path / name / "metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["judges"]["resnet18"] = {"test_accuracy": 0.9, "weights_sha256": "c" * 64}
+        path.write_text(json.dumps(metrics))
+    assert "classifiers of their own" not in comparison.render(read_all(runs))
 
 
 def test_what_is_no_run_is_refused(tmp_path):

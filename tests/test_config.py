@@ -100,6 +100,7 @@ def test_bad_arguments(arguments, said):
         ("sampling.per_class", 1, "must lie in [2, inf]"),
         ("sampling.solver", "dpm", "is not a choice"),
         ("sampling.schedule", "cosine", "is not a choice"),
+        ("sampling.rho", 0.001, "config key sampling.rho=0.001 must lie in [1, inf]"),
         ("sampling.churn", 5.0, "the solver stochastic_heun adds; heun adds none"),
         ("sampling.churn_noise", 0.0, "must lie in"),
         ("sampling.guidance_rescale", 1.5, "must lie in [0, 1]"),

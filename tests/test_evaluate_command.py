@@ -203,7 +203,7 @@ def test_exported_images_have_the_name_of_their_seed_and_are_ours(made, call, tm
 def test_results_of_fewer_settings_are_another_evaluation(made, call, tmp_path):
     files.write_json(tmp_path / "out" / "settings.json", {"n": 80})
     code, _, errors = evaluate(call, made, tmp_path / "out", "--metrics=fd")
-    assert code == 2 and "holds an evaluation of another model; give another folder" in errors
+    assert code == 2 and "holds results of another model; give another folder" in errors
 
 
 def test_an_image_depends_on_the_seed_and_its_number_alone(made, call, tmp_path):
@@ -236,7 +236,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(made, call, tmp_p
     assert evaluate(call, made, tmp_path / "cut", "--metrics=fd,kid", "--repeats=2")[0] == 0  # more of them
     assert (tmp_path / "cut" / "seed0.json").stat().st_mtime_ns == before
     code, _, errors = evaluate(call, made, tmp_path / "cut", "--metrics=fd,kid", n=70)
-    assert code == 2 and "holds an evaluation of another n; give another folder" in errors
+    assert code == 2 and "holds results of another n; give another folder" in errors
 
 
 def test_a_training_folder_stands_for_its_model_or_latest_checkpoint(made, call, tmp_path):
@@ -415,8 +415,8 @@ def test_references_that_do_not_fit_are_refused_before_anything_is_drawn(made, c
         (("--metrics=is",), "the metric is needs an extractor that is a classifier"),
         (("--n=0",), "--n must be at least 1, got 0"),
         (("--n=4", "--metrics=neighbours"), "the metric neighbours needs at least 6 images, got 4"),
-        (("--rho=0",), "--rho must be a positive number, got 0.0"),
-        (("--rho=inf",), "--rho must be a positive number, got inf"),
+        (("--rho=0.001",), "--rho must be a number of at least 1, got 0.001"),
+        (("--rho=inf",), "--rho must be a number of at least 1, got inf"),
         (("--guidance=nan",), "--guidance must be a number, got nan"),
         (("--churn=2",), "--churn is noise that the solver stochastic_heun adds; heun adds none"),
         (("--guidance_rescale=2",), r"--guidance_rescale must lie in \[0, 1\], got 2.0"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gaussian import SIGMAS, noisy_examples, random_mixture
-from tdsm_jax.diffusion.guidance import Guidance, composed, guided, unconditional
+from tdsm_jax.diffusion.guidance import Guidance, composed, unconditional
 from tdsm_jax.diffusion.sampling import edm_sigmas, heun
 from tdsm_jax.labels.corruption import transition_matrix
 from tdsm_jax.labels.weights import make_table
@@ -17,6 +17,11 @@ K, EPS = 6, 0.4
 WORLD = dataclasses.replace(random_mixture(K), prior=np.full(K, 1 / K))
 S = transition_matrix("sym", K, EPS)
 B = 1 - K * EPS / (K - 1)  # S = a + B I
+
+
+def guided(denoise, w, null):
+    """Returns D_null + w (D - D_null), `null` the label of D_null."""
+    return composed(denoise, unconditional(denoise, null), Guidance(w))
 
 
 @pytest.fixture(scope="module")

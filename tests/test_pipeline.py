@@ -1,11 +1,11 @@
-"""Units in order: what is left behind is swept, and a page stands only while everything before it is done."""
+"""Units in order: what is left behind is removed, and a page stands only while everything before it is done."""
 
 import pathlib
 
 import pytest
 
 from tdsm_jax import files, hosts, pipeline
-from tdsm_jax.errors import Stopped
+from tdsm_jax.errors import Stopped, UserError
 from tdsm_jax.pipeline import Unit
 
 
@@ -48,15 +48,48 @@ def test_what_a_unit_goes_on_from_ends_with_it(tmp_path):
     assert not (tmp_path / "parts").exists()
 
 
-def test_what_a_kill_left_of_a_finished_unit_is_swept(tmp_path):
+def test_what_a_kill_left_of_a_finished_unit_is_removed(tmp_path):
     units = [writing(tmp_path, "sample", scratch=("parts",)), writing(tmp_path, "measure", scratch=("others",))]
     run(units[:1], tmp_path)
     for left in ("parts", "others"):
         files.write_text(tmp_path / left / "0", "")
     (tmp_path / ".sample.x.partial").touch()
-    pipeline.sweep(planned(units, tmp_path), tmp_path)
+    pipeline.tidy(planned(units, tmp_path), tmp_path)
     assert not (tmp_path / "parts").exists() and not (tmp_path / ".sample.x.partial").exists()
     assert (tmp_path / "others").exists()  # of a unit that goes on
+
+
+def write_units(workdir, **units):
+    """Writes manifests as finished units leave them; a value "unit x" of None stands for the hash of x, written before.
+
+    `units`: name -> values, with "finished" where they are not.
+    """
+    for name, values in units.items():
+        values = dict(values)
+        finished = values.pop("finished", True)
+        for key in (key for key, value in values.items() if value is None):
+            values[key] = pipeline.read_manifest(workdir, key.removeprefix("unit "))["hash"]
+        manifest = {"unit": name, "values": values, "hash": files.digest(values), "finished": finished}
+        files.write_json(pipeline.manifest_path(workdir, name), manifest)
+
+
+def test_a_config_is_read_from_what_a_unit_was_made_of_alone(tmp_path):
+    write_units(
+        tmp_path,
+        labels={"seed": 0, "file a": "x"},
+        zebra={"seed": 7},  # of a method that was dropped
+        score={"seed": 5, "finished": False},
+        judge={"seed": 0, "data.name": "digits"},
+        report={"task": "generation", "unit labels": None, "unit judge": None},
+    )
+    manifests = pipeline.vouched(tmp_path, "report")
+    assert set(manifests) == {"report", "labels", "judge"}
+    assert pipeline.config_read(manifests) == {"data.name": "digits", "seed": 0, "task": "generation"}
+    assert pipeline.vouched(tmp_path, "score") == {} == pipeline.vouched(tmp_path, "nothing")
+    with pytest.raises(UserError, match="zebra .*seed: .* make them again by one command"):
+        pipeline.config_read(pipeline.vouched(tmp_path, "report", "zebra"))
+    write_units(tmp_path, labels={"seed": 5})
+    assert pipeline.vouched(tmp_path, "report") == {}
 
 
 def test_one_host_writes(tmp_path, monkeypatch):
@@ -65,7 +98,7 @@ def test_one_host_writes(tmp_path, monkeypatch):
     files.write_text(tmp_path / "parts" / "0", "")
     before = (tmp_path / "units" / "sample.json").read_text()
     monkeypatch.setattr(hosts, "is_writer", lambda: False)
-    pipeline.sweep(planned(units, tmp_path), tmp_path)
+    pipeline.tidy(planned(units, tmp_path), tmp_path)
     pipeline.execute(planned(units, tmp_path), tmp_path)
     files.write_text(tmp_path / "more", "")
     files.write_arrays(tmp_path / "more.npz", {})

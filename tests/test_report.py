@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tdsm_jax.evaluation import grids, page
 from tdsm_jax.evaluation.report import Report, render, write_report
 from tdsm_jax.evaluation.report_words import METHODS, METRICS
 
@@ -248,6 +249,21 @@ def test_hostile_names_stay_text():
     parsed = _check_page(page)
     assert parsed.tags.count("img") == 1 and "<script" not in page and "\x00" not in page
     assert 'alert("x")' in parsed.text
+
+
+def test_tables_of_plain_text_name_their_rows():
+    made = page.table(["a", "<b>"], [["x&y", "<1>"], ["z", "*2*"]], lambda text: text.strip("*"))
+    assert made.count("<tr>") == 3 and '<th scope="col">&lt;b&gt;</th>' in made
+    assert '<th scope="row">x&amp;y</th><td><1></td>' in made and '<th scope="row">z</th><td>2</td>' in made
+    assert "<td>&lt;1&gt;</td>" in page.table(["a", "b"], [["x", "<1>"]])
+
+
+def test_grids_of_other_numbers_of_classes_show_those_that_all_have():
+    few, many = (np.zeros((K, columns, 8, 8, 1), np.uint8) for K, columns in ((3, 4), (10, 2)))
+    shown = [grids.Grid("few", "of three", few), grids.Grid("many", "", many)]
+    made = grids.side_by_side(shown, [f"class {k}" for k in range(10)])
+    assert "Shown: 3 of 10 classes" in made and made.count("<span>class 2</span>") == 2 and "class 3" not in made
+    assert "<b>few</b> of three" in made and made.count("<img") == 2
 
 
 def test_a_hundred_classes_of_large_images_stay_small():

@@ -167,9 +167,14 @@ def test_guidance_needs_a_label_to_leave_out(tmp_path):
     [
         ({"guidance_interval": (2.0, 1.0), "guidance": 2.0}, "guidance_interval=(2.0, 1.0) must be two noise levels"),
         ({"guidance_interval": (2.0,), "guidance": 2.0}, "the lower one first"),
+        ({"guidance_interval": ("a", 2.0), "guidance": 2.0}, "guidance_interval=('a', 2.0) must be two noise levels"),
         ({"guidance_rescale": 0.7}, "guidance_rescale changes nothing where --guidance is 1"),
         ({"autoguidance": "weak.npz"}, "autoguidance changes nothing where --guidance is 1"),
         ({"adaptive_guidance": 0.9, "guidance": 0.0}, "--guidance=0 looks at no label"),
+        (
+            {"guidance_rescale": 0.7, "guidance": 0.0, "autoguidance": "weak.npz"},
+            "--guidance=0 is the weaker model alone: leave guidance_rescale",
+        ),
         ({"churn": 1.0}, "the solver stochastic_heun adds; heun adds none"),
         ({"solver": "stochastic_heun"}, "needs --churn above 0"),
         ({"solver": "stochastic_heun", "churn": 1.0, "churn_interval": (5.0, 5.0)}, "churn_interval=(5.0, 5.0)"),
@@ -192,7 +197,7 @@ def test_samples_are_made_again_where_what_they_read_has_changed(tmp_path):
     config = DIGITS.get_config("methods=dsm+corrected")
     config.sampling.update(guidance=2.0, autoguidance=str(tmp_path / "weak.npz"))
     validate(config)
-    with pytest.raises(UserError, match="weak.npz: no such file"):
+    with pytest.raises(UserError, match="config key sampling.autoguidance=.*weak.npz: no such file or folder"):
         plan.units(Run(FrozenConfigDict(config), tmp_path))
     found = []
     for content in ("one", "other"):
@@ -206,4 +211,11 @@ def test_samples_are_made_again_where_what_they_read_has_changed(tmp_path):
     for name in ("sample/dsm", "sample/corrected"):
         assert found[0][name].inputs.keys() == {str(tmp_path / "weak.npz")}
         assert found[0][name].inputs != found[1][name].inputs
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "ema.npz").write_text("other")
+    config.sampling.autoguidance = str(tmp_path / "training")  # as the option of commands takes it
+    run = Run(FrozenConfigDict(config), tmp_path)
+    units = {unit.name: unit for unit in plan.units(run)}
+    assert list(units["sample/dsm"].inputs.values()) == list(found[1]["sample/dsm"].inputs.values())
+    assert run.weaker_path == tmp_path / "training" / "ema.npz"
     assert found[0]["measure/corrected"].needs == ("judge", "sample/corrected")

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import runpy
 import signal
 import sys
@@ -14,6 +15,7 @@ from tdsm_jax import files, sweep
 from tdsm_jax.benchmark.cells import carry_out
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import sweep_page
+from test_pipeline import write_units
 
 DIGITS = configuration.load_module(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
 STAGES = ("labels", "classifier", "transition", "score", "sample", "judge")
@@ -89,12 +91,18 @@ def test_a_sweep_draws_judges_resumes_and_grows(run, call, tmp_path):
     )
     assert table.count("\n| ") == 7 - 1 and "| heun | 2 | 4 | 14 |" in table and table in printed
 
+    untimed = files.read_json(out / "cells" / "heun-w1-2steps.json") | {"images_per_second": None}
+    files.write_json(out / "cells" / "heun-w1-2steps.json", untimed)  # as a process leaves it that drew no image
+    for cell in ("heun-w1-2steps", "euler-w1-2steps"):
+        files.write_text(out / "cells" / f"{cell}.parts" / "0", "")
     before = {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     (out / "cells" / "heun-w2-4steps.json").unlink()
     code, printed, errors = call(f"--out={out}", "--guidance=1,2", "--solvers=heun,dpmpp_2m", "--at_guidance=1")
     assert code == 0 and printed.count("[") == 1 and "[2/6] heun-w2-4steps" in printed, errors
     after = {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     assert {name for name in after if after[name] != before[name]} == {"heun-w2-4steps.json", "heun-w2-4steps.npz"}
+    assert [path.name for path in (out / "cells").glob("*.parts")] == ["euler-w1-2steps.parts"]  # which goes on
+    assert re.search(r"\| heun \| 1 \| 2 \| 3 \| – \|", printed)
     again = json.loads((out / "sweep.json").read_text())["cells"]
     assert [c["metrics"] for c in again] == [c["metrics"] for c in found["cells"]]
 
@@ -119,6 +127,8 @@ def test_cells_draw_the_images_of_the_run(run, call, tmp_path):
     [
         (("--solvers=hoin",), "did you mean 'heun'?"),
         (("--steps=4,x",), "--steps=4,x must be whole numbers of at least 1, joined by commas"),
+        (("--at_steps=4,8",), "--at_steps=4,8 must be one number; --steps takes those to sweep"),
+        (("--at_guidance=1,2",), "--at_guidance=1,2 must be one number; --guidance takes those to sweep"),
         (("--guidance=-1",), "--guidance=-1 must be numbers of at least 0"),
         (("--run=nowhere",), "no folder of a run whose small judge is fitted"),
         (("--limit=3",), "--limit must be at least 1, and belongs to --corrected"),
@@ -161,6 +171,34 @@ def test_a_cell_asked_for_twice_is_one():
 
     names = [cell.name for cell in sweep.asked_cells(Asked)]
     assert names == ["heun-w1-18steps", "heun-w2-18steps", "heun-w1-4steps"]
+
+
+def test_cells_of_nearly_one_guidance_are_two():
+    names = [sweep.Cell("heun", w, 4).name for w in (1.23456789, 1.2345678, 2.0, 0.0)]
+    assert names == ["heun-w1.23456789-4steps", "heun-w1.2345678-4steps", "heun-w2-4steps", "heun-w0-4steps"]
+
+
+def test_a_cell_that_was_drawn_before_it_could_be_timed_is_a_dash():
+    cell = {"solver": "heun", "guidance": 1.5, "steps": 4, "evaluations": 7.0, "images_per_second": None, "metrics": {}}
+    assert "| heun | 1.5 | 4 | 7 | – |" in sweep_page.markdown([cell])
+    at, images = {"guidance": 1, "steps": 4}, [np.zeros((2, 4, 4, 1), np.uint8)]
+    page = sweep_page.render("title", [cell], at, images, {}, {})
+    assert '<tr><th scope="row">heun</th><td>1.5</td><td>4</td><td>7</td><td>–</td></tr>' in page
+
+
+def test_a_judge_is_read_with_the_config_that_it_was_fitted_by(tmp_path):
+    """Not with that of what was begun, or left over, beside it."""
+    write_units(tmp_path, judge={"seed": 3, "evaluation.widths": [8]}, zebra={"seed": 7, "finished": False})
+    assert sweep.finished_run(str(tmp_path)).config.seed == 3
+    write_units(tmp_path, transition={"seed": 4, "classifier.folds": 1}, report={"seed": 9})
+    config = sweep.finished_run(str(tmp_path)).config  # the page is not of this judge
+    assert config.seed == 3 and config.evaluation.widths == (8,) and config.classifier.folds != 1
+    with pytest.raises(UserError, match="judge and transition are of runs with other configs .seed: 3 and 4"):
+        sweep.finished_run(str(tmp_path), corrected=True)
+    write_units(tmp_path, transition={"seed": 3, "classifier.folds": 1})
+    assert sweep.finished_run(str(tmp_path), corrected=True).config.classifier.folds == 1
+    write_units(tmp_path, report={"unit judge": None, "label_noise.rate": 0.25})
+    assert sweep.finished_run(str(tmp_path)).config.label_noise.rate == 0.25
 
 
 def test_a_folder_without_a_judge_is_no_judge(tmp_path):

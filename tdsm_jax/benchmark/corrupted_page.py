@@ -119,9 +119,9 @@ def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def render(cells: Sequence[Mapping[str, Any]]) -> str:
     """Returns the whole page, which needs no other file."""
-    parts = {escape(name): _charts(group) + _table(headings(), lines) for (name, lines), group in _with_rows(cells)}
+    parts = {escape(name): _charts(group) + page.table(headings(), lines) for (name, lines), group in _with_rows(cells)}
     words = "".join(f"<li><b>{escape(heading)}</b>: {escape(meaning)}</li>" for heading, _, meaning in COLUMNS.values())
-    parts["Columns"] = f"<ul>{words}</ul>{_table(DETECTOR, detectors(cells))}"
+    parts["Columns"] = f"<ul>{words}</ul>{page.table(DETECTOR, detectors(cells))}"
     seeds = sorted({cell["seed"] for cell in cells})
     head = f"Corrupted images, seeds {', '.join(map(str, seeds))}"
     return page.page(head, page.header(head, LEAD), parts)
@@ -144,9 +144,3 @@ def _charts(rows: Rows) -> str:
         heading = COLUMNS[column][0]
         drawn.append((heading, charts.line_chart(series, x_label="corrupted images, %", y_label=heading)))
     return sections.figures(drawn)
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -16,7 +16,6 @@ Arguments after -- go to tdsm_jax.main: -- --config.score.steps=2000
 """
 
 import argparse
-import base64
 import os
 import pathlib
 import queue
@@ -29,7 +28,6 @@ from tdsm_jax.benchmark.cells import measures, read_seeds, run_cell, with_argume
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.evaluation import grids, page
-from tdsm_jax.evaluation.svg import escape
 from tdsm_jax.evaluation.table import COLUMNS, cells, grid
 from tdsm_jax.networks.attention import PATTERNS
 from tdsm_jax.pipeline import STAGES
@@ -37,7 +35,7 @@ from tdsm_jax.pipeline import STAGES
 CLEAN_STAGES = "score,sample,judge,measure"  # that need no classifier of noisy labels
 SHOWN = {"label_fidelity": COLUMNS["label_fidelity"], "cas": COLUMNS["cas"], "fd": ("FD", 2)}
 SHOWN |= {name: COLUMNS[name] for name in ("cw_fd", "cw_density", "cw_coverage")}
-ROWS, SCALE = 10, 4  # classes of a picture, and how much its pixels are enlarged
+ROWS, PIXELS = 10, 32  # classes of a picture, and about how many pixels an image is enlarged to
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # attention -> seed -> metrics
 
 
@@ -112,14 +110,9 @@ def table(found: Results) -> str:
 
 def web_page(out: pathlib.Path, found: Results, method: str) -> str:
     """Returns the page: the table, and the images of the first seed that all attentions have."""
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings())
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row)}</tr>'
-        for name, *row in rows_of(found)
-    )
     numbers = (
         "<p>Mean ± standard deviation over the seeds. Higher is better, but for the distances FD and class-wise FD.</p>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f"{page.table(headings(), rows_of(found))}"
     )
     lead = f"A small diffusion transformer, method {method}, trained alike but for which tokens see which."
     common = sorted(set.intersection(*(set(rows) for rows in found.values())))
@@ -137,11 +130,7 @@ def figure(folder: pathlib.Path, name: str, method: str) -> str:
     arrays = files.read_arrays(folder / "samples" / f"{method}.npz")
     rows = min(ROWS, int(arrays["labels"].max()) + 1)
     images = grids.class_rows(arrays["images"], arrays["labels"], rows, columns=8)
-    png = base64.b64encode(grids.image_grid_png(images, scale=SCALE)).decode()
-    return (
-        f"<figure><figcaption><b>{escape(name)}</b></figcaption>"
-        f'<img alt="{escape(name)}, one class a row" src="data:image/png;base64,{png}"></figure>'
-    )
+    return grids.figure(grids.Grid(name, "", images), list(map(str, range(rows))), "one class a row", PIXELS)
 
 
 if __name__ == "__main__":

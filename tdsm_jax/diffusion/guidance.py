@@ -40,14 +40,6 @@ def composed(c: Denoise, u: Denoise, guidance: Guidance) -> Denoise:
     return inside if interval == (0.0, math.inf) else within(inside, c, *interval)
 
 
-def guided(denoise: Denoise, w: float, null: int) -> Denoise:
-    """Returns D_null + w (D - D_null): classifier-free guidance of scale w (Ho and Salimans 2022).
-
-    w = 0 is unconditional; 1 is `denoise` itself; any other scale evaluates it twice. `null` is the label of D_null.
-    """
-    return extrapolated(denoise, unconditional(denoise, null), w)
-
-
 def unconditional(denoise: Denoise, null: int) -> Denoise:
     """Returns D_null: `denoise` for the label `null`, whatever label is asked for.
 
@@ -66,6 +58,7 @@ def unconditional(denoise: Denoise, null: int) -> Denoise:
 def extrapolated(c: Denoise, u: Denoise, w: float, rescale: float = 0.0) -> Denoise:
     """Returns u + w (c - u), and at w = 1 or 0 `c` or `u` itself, by one evaluation.
 
+    With u = D_null it is classifier-free guidance (Ho and Salimans 2022).
     With u a weaker model, an earlier checkpoint or a smaller network, it is autoguidance (Karras et al. 2024): both are
     told the label, and what is amplified is what training has improved. `rescale`: see `rescaled`.
     """

@@ -18,6 +18,9 @@ Bound = Callable[[jax.Array, np.ndarray], jax.Array]  # (x [B,...], sigma [B]) -
 Noise = Callable[[int], jax.Array]  # number of a step -> unit normals [B,...] of the latents' shape
 
 
+LEAST_RHO = 1.0  # of EDM's levels, there evenly spaced; far below, sigma^(1/rho) overflows, or the last level is 0
+
+
 class Churn(NamedTuple):
     """How `stochastic_heun` adds noise again: as much as S_churn says, where low <= sigma <= high, S_noise times."""
 
@@ -32,7 +35,10 @@ class Churn(NamedTuple):
 
 
 def edm_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> np.ndarray:
-    """Returns the falling noise levels of EDM (Karras et al. 2022, eq. 5) and a final 0: float64 [steps+1]."""
+    """Returns the falling noise levels of EDM (Karras et al. 2022, eq. 5) and a final 0: float64 [steps+1].
+
+    `rho` is at least `LEAST_RHO`.
+    """
     ramp = np.linspace(0, 1, steps) if steps > 1 else np.zeros(1)
     sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return np.append(sigmas, 0.0)

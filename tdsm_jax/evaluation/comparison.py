@@ -6,12 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from tdsm_jax.evaluation import charts, page, table
+from tdsm_jax.evaluation import charts, grids, page, table
 from tdsm_jax.evaluation import report_sections as sections
-from tdsm_jax.evaluation.report_words import METRICS, flat, is_number, label, metric_value, ordered, style_index
+from tdsm_jax.evaluation.report_words import (
+    METRICS,
+    PLOTTED,
+    flat,
+    is_number,
+    label,
+    metric_value,
+    ordered,
+    style_index,
+)
 from tdsm_jax.evaluation.svg import escape
 
-_PLOTTED = ("label_fidelity", "cas", "fd", "cw_fd")
 _SEEDS = ("seed", "data.split_seed")  # runs that differ in nothing else are repeats of one experiment
 
 
@@ -74,7 +82,7 @@ def _differences(runs: Sequence[Finished]) -> str:
 
 def _charts(runs: Sequence[Finished], methods: Sequence[str]) -> str:
     names, drawn = [run.name for run in runs], []
-    for key in _PLOTTED:
+    for key in PLOTTED:
         heading, factor, direction, _ = METRICS[key]
         series = {m: np.array([_number(run.measured(m, key)) for run in runs]) * factor for m in methods}
         present = {m: values for m, values in series.items() if np.isfinite(values).any()}
@@ -91,8 +99,11 @@ def _charts(runs: Sequence[Finished], methods: Sequence[str]) -> str:
 
 
 def _judges(runs: Sequence[Finished]) -> str:
-    weights = {facts["weights_sha256"] for run in runs for facts in run.metrics.get("judges", {}).values()}
-    if len(weights) < 2:
+    weights: dict[str, set[str]] = {}  # of each kind of judge
+    for run in runs:
+        for kind, facts in run.metrics.get("judges", {}).items():
+            weights.setdefault(kind, set()).add(facts["weights_sha256"])
+    if all(len(of_kind) < 2 for of_kind in weights.values()):
         return ""
     return (
         " The runs have classifiers of their own as judges: distances in their features compare methods within a run, "
@@ -120,7 +131,7 @@ def _numbers(runs: Sequence[Finished], methods: Sequence[str]) -> str:
             columns = [run.name for run in runs] + (["mean ± sd"] if repeats(runs) else [])
             arrow = "↑ higher is better" if direction > 0 else "↓ lower is better"
             body = f"<p>{escape(meaning[0].upper() + meaning[1:])} {arrow}.</p>{_table('Method', columns, rows)}"
-            drawn.append(f"<details{' open' if key in _PLOTTED else ''}><summary>{heading}</summary>{body}</details>")
+            drawn.append(f"<details{' open' if key in PLOTTED else ''}><summary>{heading}</summary>{body}</details>")
     return "".join(drawn)
 
 
@@ -132,33 +143,27 @@ def _mean(key: str, values: Sequence[Any], factor: int, runs: Sequence[Finished]
 
 
 def _table(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
-        for name, cells in rows.items()
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr><th scope="col">{corner}</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return page.table([corner, *columns], [[name, *cells] for name, cells in rows.items()])
 
 
 def _samples(runs: Sequence[Finished], methods: Sequence[str]) -> str:
     """A grid of each run for every method, smaller the more there are."""
     drawn = [{run.name: run.images[m] for run in runs if m in run.images} for m in methods]
-    shown = {m: grids for m, grids in zip(methods, drawn, strict=True) if grids}
-    budget = sections.GRID_BYTES // max(len(shown), 1)
+    shown = {m: images for m, images in zip(methods, drawn, strict=True) if images}
+    budget = grids.BUDGET // max(len(shown), 1)
     words = "<p>Each row was asked for one class: compare a row across the runs.</p>" if shown else ""
-    return words + "".join(
-        f"<h3>{escape(label(m))}</h3>{sections.sample_grids(grids, _class_names(runs, grids), budget)}"
-        for m, grids in shown.items()
-    )
+    return words + "".join(f"<h3>{escape(label(m))}</h3>{_grids(runs, images, budget)}" for m, images in shown.items())
 
 
-def _class_names(runs: Sequence[Finished], grids: Mapping[str, np.ndarray]) -> list[str]:
+def _grids(runs: Sequence[Finished], images: Mapping[str, np.ndarray], budget: int) -> str:
+    shown = [grids.Grid(name, "", rows) for name, rows in images.items()]
+    return grids.side_by_side(shown, _class_names(runs, images), budget)
+
+
+def _class_names(runs: Sequence[Finished], images: Mapping[str, np.ndarray]) -> list[str]:
     """The names of the rows: those of the runs' classes where all call them alike, else their numbers."""
-    names = [run.metrics.get("class_names") for run in runs if run.name in grids]
-    most = max(len(grid) for grid in grids.values())
+    names = [run.metrics.get("class_names") for run in runs if run.name in images]
+    most = max(len(rows) for rows in images.values())
     if names[0] and all(n == names[0] for n in names):
         return names[0]
     return [str(y) for y in range(most)]

@@ -1,15 +1,52 @@
-"""Grids of images, one row a class: cut to fit a page, and as PNG bytes."""
+"""Grids of images, one row a class: cut to fit a page, as PNG bytes and as HTML figures."""
 
+import base64
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from tdsm_jax.errors import UserError
+from tdsm_jax.evaluation.svg import escape
 
+BUDGET = 1_500_000  # bytes of raw pixels of all grids together; keeps any page under 5 MB
+_MOST_ROWS = 20
 _MOST_COLUMNS = 8
 _THUMBNAIL = 64  # pixels
+
+
+class Grid(NamedTuple):
+    """Images uint8 [K, columns, H, W, C], one row a class, with their name and what they are, both plain text."""
+
+    name: str
+    words: str
+    images: np.ndarray
+
+
+def side_by_side(shown: Sequence[Grid], class_names: Sequence[str], budget: int = BUDGET) -> str:
+    """Returns grids as HTML, cut to the same rows and columns, of at most `budget` bytes of raw pixels together."""
+    rows, columns = that_fit([grid.images for grid in shown], budget, _MOST_ROWS)
+    names, K = [class_names[row] for row in rows], len(class_names)
+    drawn = [figure(grid._replace(images=grid.images[rows, :columns]), names, "one class a row", 56) for grid in shown]
+    subset = "" if len(rows) == K else f"<p>Shown: {len(rows)} of {K} classes.</p>"
+    return f'{subset}<div class="figures grids">{"".join(drawn)}</div>'
+
+
+def figure(grid: Grid, rows: Sequence[str], layout: str, pixels: int) -> str:
+    """Returns an HTML figure of a grid whose `rows` have these names, small images enlarged to about `pixels` pixels.
+
+    `layout` says in plain text what a row is, to those who cannot see it.
+    """
+    small = thumbnails(grid.images)
+    png = base64.b64encode(image_grid_png(small, scale=max(1, pixels // small.shape[2]))).decode()
+    labels = "".join(f"<span>{escape(row)}</span>" for row in rows)
+    return (
+        f"<figure><figcaption><b>{escape(grid.name)}</b> {escape(grid.words)}</figcaption>"
+        f'<div class="grid"><div>{labels}</div><img alt="{escape(grid.name)}, {escape(layout)}" '
+        f'src="data:image/png;base64,{png}"></div></figure>'
+    )
 
 
 def image_grid_png(images: np.ndarray, *, scale: int = 1) -> bytes:
@@ -45,7 +82,7 @@ def class_rows(images: np.ndarray, labels: np.ndarray, rows: int, columns: int) 
 def that_fit(grids: Sequence[np.ndarray], budget: int, most_rows: int) -> tuple[np.ndarray, int]:
     """Returns the rows (evenly spread) and the number of columns whose thumbnails are `budget` bytes together.
 
-    `grids`: each [K, columns, H, W, C], as many rows in each.
+    `grids`: each [K, columns, H, W, C]; the rows are those that all have, the columns those of the narrowest at most.
     """
     K, columns = min(len(g) for g in grids), min(_MOST_COLUMNS, *(g.shape[1] for g in grids))
     affordable = max(1, budget // sum(thumbnails(g[:1, :1]).size for g in grids))

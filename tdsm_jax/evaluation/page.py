@@ -1,6 +1,6 @@
 """The frame of every page: one HTML file with its style, a header, links to its sections, no script, no network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tdsm_jax.evaluation import svg
 from tdsm_jax.evaluation.report_style import STYLE
@@ -24,6 +24,19 @@ def header(title: str, lead: str) -> str:
     """Returns the title and what the page is about, both plain text, as a page opens."""
     over = '<p class="over">tdsm_jax report</p>'
     return f'<header>{over}<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p></header>'
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], cell: Callable[[str], str] = escape) -> str:
+    """Returns a table, on a phone one to scroll; the first cell of a row is its heading.
+
+    All is plain text, of which `cell` makes the HTML of the other cells.
+    """
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{cell(text)}</td>" for text in others)}</tr>'
+        for first, *others in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _anchor(name: str) -> str:

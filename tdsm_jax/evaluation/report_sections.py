@@ -1,6 +1,5 @@
 """The sections of the report: each turns the part of a run it is given into HTML, "" when there is nothing."""
 
-import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -26,9 +25,8 @@ from tdsm_jax.evaluation.report_words import (
 from tdsm_jax.evaluation.svg import escape
 
 Methods = Mapping[str, Mapping[str, Any]]  # as in metrics.json, in the order of columns
-GRID_BYTES = 1_500_000  # raw pixels of all sample grids together; keeps any page under 5 MB
 _CURVE_POINTS = 80
-_MOST_CLASSES = 20  # rows of a grid or a per-class chart
+_MOST_CLASSES = 20  # rows of a per-class chart
 
 
 def figures(drawings: Iterable[tuple[str, str]]) -> str:
@@ -46,30 +44,14 @@ def samples(images: Mapping[str, np.ndarray], class_names: Sequence[str]) -> str
     """`images`: "real" and methods -> uint8 [K, columns, H, W, C], one row a class."""
     if not images:
         return ""
-    shown = {name: images[name] for name in sorted(ordered(images), key="real".__ne__)}
+    shown = [
+        grids.Grid(label(name), "for comparison" if name == "real" else explanation(name), images[name])
+        for name in sorted(ordered(images), key="real".__ne__)
+    ]
     return (
         "<p>Each row was asked for one class. Images of another class in a row are what label noise taught; "
-        f"compare a row across the grids.</p>{sample_grids(shown, class_names)}"
+        f"compare a row across the grids.</p>{grids.side_by_side(shown, class_names)}"
     )
-
-
-def sample_grids(images: Mapping[str, np.ndarray], class_names: Sequence[str], budget: int = GRID_BYTES) -> str:
-    """Lays out grids uint8 [K, columns, H, W, C] side by side, of at most `budget` bytes of raw pixels together."""
-    rows, columns = grids.that_fit(list(images.values()), budget, _MOST_CLASSES)
-    labels = "".join(f"<span>{escape(class_names[row])}</span>" for row in rows)
-    drawn = []
-    for name, grid in images.items():
-        small = grids.thumbnails(grid[rows, :columns])
-        png = grids.image_grid_png(small, scale=max(1, 56 // small.shape[2]))
-        what = "for comparison" if name == "real" else explanation(name)
-        drawn.append(
-            f"<figure><figcaption><b>{escape(label(name))}</b> {escape(what)}</figcaption>"
-            f'<div class="grid"><div>{labels}</div><img alt="{escape(label(name))}, one class a row" '
-            f'src="data:image/png;base64,{base64.b64encode(png).decode()}"></div></figure>'
-        )
-    K = len(class_names)
-    subset = "" if len(rows) == K else f"<p>Shown: {len(rows)} of {K} classes.</p>"
-    return f'{subset}<div class="figures grids">{"".join(drawn)}</div>'
 
 
 def metric_table(methods: Methods, metrics: Mapping[str, Any]) -> str:

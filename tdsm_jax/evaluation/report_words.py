@@ -84,6 +84,7 @@ def _worded(key: str, judge: str) -> str:
 METRICS |= {_worded(key, judge): _variant(METRICS[key], of) for judge, of in JUDGES.items() for key in _LABELS} | {
     f"{name}_{key}": _variant(one, of) for name, of in EXTRACTORS.items() for key, one in _OF_EXTRACTORS.items()
 }
+PLOTTED = ("label_fidelity", "cas", "fd", "cw_fd")  # where charts of all metrics would be too many
 PER_CLASS = {  # key -> (label, factor to the unit in the label)
     "label_fidelity_per_class": ("label fidelity, %", 100),
     "cas_per_class": ("CAS, %", 100),

@@ -107,18 +107,12 @@ def _tables(results: Results) -> str:
     drawn = []
     for _, measure, noises, rows in tables(results):
         title, meaning = MEASURES[measure]
-        head = "".join(f'<th scope="col">{escape(noise)}</th>' for noise in noises)
-        body = "".join(
-            f'<tr><th scope="row">{escape(loss)}</th>{"".join(map(_cell, cells))}</tr>' for loss, *cells in rows
-        )
         drawn.append(
-            f"<h3>{title}, %</h3><p>{meaning[0].upper()}{meaning[1:]}.</p>"
-            f'<div class="scroll"><table><thead><tr><th scope="col">Loss</th>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>"
+            f"<h3>{title}, %</h3><p>{meaning[0].upper()}{meaning[1:]}.</p>{page.table(['Loss', *noises], rows, _cell)}"
         )
     return "".join(drawn)
 
 
 def _cell(text: str) -> str:
     plain = text.strip("*")
-    return f"<td>{plain}</td>" if plain == text else f"<td><b>{plain}</b></td>"
+    return escape(plain) if plain == text else f"<b>{escape(plain)}</b>"

@@ -1,6 +1,5 @@
 """The page and the table of a sweep: curves of each metric, and the same images at every setting."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,12 +7,10 @@ import numpy as np
 
 from tdsm_jax.evaluation import charts, grids, page
 from tdsm_jax.evaluation import report_sections as sections
-from tdsm_jax.evaluation.report_words import METRICS, is_number, metric_value
-from tdsm_jax.evaluation.svg import escape
+from tdsm_jax.evaluation.report_words import METRICS, PLOTTED, is_number, metric_value
 from tdsm_jax.evaluation.table import grid
 
 Cells = Sequence[Mapping[str, Any]]  # each: solver, guidance, steps, evaluations, images_per_second, metrics
-CURVES = ("label_fidelity", "cas", "fd", "cw_fd")
 AXES = {"guidance": "guidance scale w", "steps": "solver steps (log scale)"}
 _COLUMNS = 20  # images of a setting
 
@@ -27,19 +24,29 @@ def lines(cells: Cells, axis: str, at: Mapping[str, float]) -> dict[str, Cells]:
     return {solver: own for solver, own in found.items() if len(own) > 1}
 
 
+def exact(guidance: float) -> str:
+    """Returns a guidance scale with all its digits, 2.0 as "2"."""
+    return repr(float(guidance)).removesuffix(".0")
+
+
 def markdown(cells: Cells) -> str:
     """Returns the table of all cells, a row each."""
-    measured = [key for key in CURVES if any(key in cell["metrics"] for cell in cells)]
+    return grid(*_table_of(cells)) + "\n"
+
+
+def _table_of(cells: Cells) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """The headings and the rows; a dash where the process that finished a cell drew none of it."""
+    measured = [key for key in PLOTTED if any(key in cell["metrics"] for cell in cells)]
     headings = ("solver", "w", "steps", "evaluations", "images/s", *(METRICS[key][0] for key in measured))
     rows = [
         (
-            *(cell["solver"], f"{cell['guidance']:g}", cell["steps"], f"{cell['evaluations']:.0f}"),
-            f"{cell['images_per_second']:.3g}",
+            *(cell["solver"], exact(cell["guidance"]), str(cell["steps"]), f"{cell['evaluations']:.0f}"),
+            "–" if cell["images_per_second"] is None else f"{cell['images_per_second']:.3g}",
             *(metric_value(key, cell["metrics"].get(key)) for key in measured),
         )
         for cell in cells
     ]
-    return grid(headings, rows) + "\n"
+    return headings, rows
 
 
 def render(
@@ -60,13 +67,17 @@ def render(
         f"w = {at['guidance']:g}, {at['steps']:g} steps."
     )
     parts = {f"Against {axis}": _curves(cells, axis, at, real) for axis in AXES}
-    parts |= {"Images": _images(cells, at, images), "Numbers": _table(cells), "Setup": sections.setup({}, about)}
+    parts |= {
+        "Images": _images(cells, at, images),
+        "Numbers": page.table(*_table_of(cells)),
+        "Setup": sections.setup({}, about),
+    }
     return page.page(title, page.header(title, lead), {name: body for name, body in parts.items() if body})
 
 
 def _curves(cells: Cells, axis: str, at: Mapping[str, float], real: Mapping[str, float]) -> str:
     drawn, along = [], lines(cells, axis, at)
-    for key in CURVES:
+    for key in PLOTTED:
         name, factor, _, meaning = METRICS[key]
         series = {
             solver: ([cell[axis] for cell in own], [factor * cell["metrics"][key] for cell in own])
@@ -89,23 +100,7 @@ def _images(cells: Cells, at: Mapping[str, float], images: Sequence[np.ndarray])
     for axis in AXES:
         for solver, own in lines(cells, axis, at).items():
             rows = np.stack([of_cell[cell["solver"], cell["guidance"], cell["steps"]][:_COLUMNS] for cell in own])
-            small = grids.thumbnails(rows)
-            png = base64.b64encode(grids.image_grid_png(small, scale=max(1, 32 // small.shape[2]))).decode()
-            labels = "".join(f"<span>{cell[axis]:g}</span>" for cell in own)
-            drawn.append(
-                f"<figure><figcaption><b>{escape(solver)}</b> {escape(AXES[axis].partition(' (')[0])}</figcaption>"
-                f'<div class="grid"><div>{labels}</div><img alt="{escape(solver)}, a setting a row" '
-                f'src="data:image/png;base64,{png}"></div></figure>'
-            )
+            shown, names = grids.Grid(solver, AXES[axis].partition(" (")[0], rows), [exact(cell[axis]) for cell in own]
+            drawn.append(grids.figure(shown, names, "a setting a row", 32))
     words = "<p>A row is a setting, a column one seed and class: look down a column.</p>"
     return f'{words}<div class="grids">{"".join(drawn)}</div>' if drawn else ""
-
-
-def _table(cells: Cells) -> str:
-    head, _, *body = [line.strip("| ").split(" | ") for line in markdown(cells).splitlines()]
-    headings = "".join(f'<th scope="col">{escape(word)}</th>' for word in head)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(word)}</td>" for word in row[1:])}</tr>'
-        for row in body
-    )
-    return f'<div class="scroll"><table><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table></div>'

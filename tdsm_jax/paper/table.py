@@ -80,7 +80,7 @@ def runs(folder: paths.Path) -> Iterator[tuple[Cell, paths.Path]]:
 
 def finished(cell: Cell, workdir: paths.Path) -> Finished | None:
     """Returns what a workdir holds of a cell, None where the run is not finished or trained another method."""
-    manifests, page = vouched(workdir), workdir / "metrics.json"
+    manifests, page = pipeline.vouched(workdir, "report"), workdir / "metrics.json"
     if not manifests or not paths.exists(page):
         return None
     if files.file_digest(page) != manifests["report"]["files"].get("metrics.json"):
@@ -104,35 +104,12 @@ def finished(cell: Cell, workdir: paths.Path) -> Finished | None:
     )
 
 
-def vouched(workdir: paths.Path) -> dict[str, Any]:
-    """Returns {unit: manifest} of the page and of all that it was made of.
-
-    {} where one of them is not there, not finished, or not the one that those after it were made of.
-    """
-    found: dict[str, Any] = {}
-    wanted = [("report", "")]
-    while wanted:
-        name, expected = wanted.pop()
-        manifest = found.get(name) or pipeline.read_manifest(workdir, name)
-        if manifest is None or not manifest["finished"]:
-            return {}
-        digest = files.digest(manifest["values"])
-        if manifest["hash"] != digest or (expected and digest != expected):
-            return {}
-        if name not in found:
-            found[name] = manifest
-            needed = ((key.partition(" "), value) for key, value in manifest["values"].items())
-            wanted += [(unit, value) for (kind, _, unit), value in needed if kind == "unit"]
-    return found
-
-
 def recorded_config(manifests: Mapping[str, Any]) -> dict[str, Any]:
     """Returns {dotted key: value} of all that the units of a run read."""
-    config: dict[str, Any] = {}
-    given = set()
+    config = pipeline.config_read(manifests)
+    given: set[str] = set()
     for name, manifest in manifests.items():
         values = manifest["values"]
-        config |= {key: value for key, value in values.items() if " " not in key}
         if name.startswith(("score/", "classifier")):
             given |= {key.removeprefix("file ") for key in values if key.startswith("file ")}
     # A file that training read beside data and labels is a model or samples that it started from.

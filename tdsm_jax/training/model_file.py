@@ -19,7 +19,7 @@ from tdsm_jax.diffusion.process import PROCESSES, Process
 from tdsm_jax.errors import UserError, printable
 from tdsm_jax.networks import backbones
 from tdsm_jax.networks.backbones import ScoreNetwork
-from tdsm_jax.training import checkpoint
+from tdsm_jax.training import checkpoint, manifests
 from tdsm_jax.training.state import Params, flatten_params, unflatten_params
 
 FORMAT = 1
@@ -58,6 +58,29 @@ def describe(model: Model) -> dict[str, Any]:
         "network": backbones.describe(model.network),
         "process": {"kind": kind} | dataclasses.asdict(model.process),
     }
+
+
+def find(given: str, name: str) -> paths.Path:
+    """Returns the model file or the checkpoint that a path stands for: of a training's folder the model or last step.
+
+    `name` is the option or config key that gives it, for the `UserError` where there is none.
+    """
+    path = paths.absolute(given)
+    if paths.is_file(path) or checkpoint.is_step(path):
+        return path
+    if not paths.exists(path):
+        raise UserError(f"{name}={given}: no such file or folder")
+    if paths.is_file(path / "ema.npz"):
+        return path / "ema.npz"
+    steps = [step for step in paths.children(path / "checkpoints") if checkpoint.is_step(step)]
+    if not steps:
+        raise UserError(f"{name}={given}: holds no ema.npz and no finished checkpoint; give WORKDIR/score/METHOD")
+    return steps[-1]
+
+
+def identity(path: paths.Path) -> str:
+    """Returns the hash that says which model a file, or a checkpoint by its manifest, is."""
+    return files.file_digest(manifests.manifest_of(path) if checkpoint.is_step(path) else path)
 
 
 def read(path: str | os.PathLike) -> Model:
