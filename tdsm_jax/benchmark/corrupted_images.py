@@ -230,7 +230,7 @@ class Detector:
             self.features(self.fresh(run.train_set.images, 0)),
         )
 
-    def fresh(self, images: np.ndarray, number: int) -> np.ndarray:
+    def fresh(self, images: Images, number: int) -> np.ndarray:
         """Returns images, all corrupted; each number draws other ones, none of those that models are trained on."""
         severity = self.run.config.image_noise.severity
         noise = ImageNoise(self.kind, 1.0, severity, self.run.config.seed + (number + 1) * _FRESH)

@@ -4,12 +4,12 @@
   python -m tdsm_jax.benchmark step --classes=10,100 --rounds=15 --json=step.json --plot=step.svg
   python -m tdsm_jax.benchmark step --workdir=runs/digits      a finished run's own labels and classifiers
 
-For each number of classes, classifiers are fitted on made-up images (gratings) with symmetric label noise, once and for
-600 steps at most: they stay in --out. Network, batch and noise rate are those of --config. Then all rules are compiled, and timed in turn, step
-by step, in one process, so that whatever else the machine does falls on all of them; each step waits for its result.
-Prints medians, quartiles and ratios of medians to DSM. FLOPs and memory are the compiler's figures for one step;
-utilisation is their rate over that of a matrix product measured in the same process. --profile also prints what each
-rule's step spends by kind of operation.
+For each number of classes, classifiers are fitted on made-up images (gratings) with symmetric label noise, once and
+for 600 steps at most: they stay in --out. Network, batch and noise rate are those of --config. Then all rules are
+compiled, and timed in turn, step by step, in one process, so that whatever else the machine does falls on all of
+them; each step waits for its result. Prints medians, quartiles and ratios of medians to DSM. FLOPs and memory are the
+compiler's figures for one step; utilisation is their rate over that of a matrix product measured in the same process.
+--profile also prints what each rule's step spends by kind of operation.
 """
 
 import argparse
