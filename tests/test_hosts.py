@@ -127,6 +127,7 @@ def test_any_number_of_devices_does_what_one_does(cheap, tmp_path, backend, coun
     assert_same_run(tmp_path / "run", cheap, "dsm")
 
 
+@pytest.mark.slow  # pmap on eight devices and shard_map on two hosts are not
 def test_pmap_on_two_hosts_does_what_one_device_does(cheap, tmp_path):
     arguments = (f"--workdir={tmp_path / 'run'}", TO_SAMPLES, "--config.parallel.backend=pmap")
     finish(as_hosts(tmp_path / "logs", 2, *arguments, config=CHEAP, count=2), tmp_path / "logs")

@@ -167,7 +167,7 @@ def test_training_goes_on_from_a_model_file(finished, tmp_path):
     ("config", "classifier"),
     [
         ("cifar10", "resnet18"),
-        ("mnist", "cnn"),
+        pytest.param("mnist", "cnn", marks=pytest.mark.slow),  # as cifar10, with one channel and the other classifier
         pytest.param("cifar100", "resnet18", marks=pytest.mark.slow),  # as cifar10, with more classes
     ],
 )
