@@ -123,7 +123,7 @@ def _numbers(runs: Sequence[Finished], methods: Sequence[str]) -> str:
         previous = heading.removesuffix(", %")
         found = {m: [run.measured(m, key) for run in runs] for m in methods}
         rows = {
-            label(m): [metric_value(key, value) for value in values] + _mean(key, values, factor, runs)
+            label(m): [metric_value(key, value) for value in values] + _mean(values, factor, runs)
             for m, values in found.items()
             if any(map(is_number, values))
         }
@@ -135,7 +135,7 @@ def _numbers(runs: Sequence[Finished], methods: Sequence[str]) -> str:
     return "".join(drawn)
 
 
-def _mean(key: str, values: Sequence[Any], factor: int, runs: Sequence[Finished]) -> list[str]:
+def _mean(values: Sequence[Any], factor: int, runs: Sequence[Finished]) -> list[str]:
     if not repeats(runs):
         return []
     present = [factor * value for value in values if is_number(value)]
