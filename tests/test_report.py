@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tdsm_jax.evaluation import grids, page
+from tdsm_jax.evaluation import grids, page, svg
 from tdsm_jax.evaluation.report import Report, render, write_report
-from tdsm_jax.evaluation.report_words import METHODS, METRICS
+from tdsm_jax.evaluation.report_words import METHODS, METRICS, style_index
 
 NAN = float("nan")
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -288,3 +288,9 @@ def test_sample_grid_pixels_arrive_unchanged():
 def test_write_report_writes_the_page(tmp_path):
     write_report(tmp_path / "run" / "report.html", _report())
     assert (tmp_path / "run" / "report.html").read_text() == render(_report())
+
+
+def test_no_two_methods_look_alike():
+    drawn = {(svg.marker(style_index(m), 0, 0), svg.series_colour(style_index(m))) for m in METHODS}
+    strokes = {svg.stroke(style_index(m)) for m in METHODS}
+    assert len(drawn) == len(strokes) == len(METHODS)

@@ -25,7 +25,7 @@ from tdsm_jax.evaluation.report_words import (
 from tdsm_jax.evaluation.svg import escape
 
 _MAIN_METHODS = ("dsm", "tdsm", "clean")  # what the headline compares
-_CORRECTED = ("tdsm", "posterior")  # whose recovery it shows
+_REMEDIES = ("tdsm", "posterior", "corrected")  # whose recovery it shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +116,14 @@ def _big_numbers(report: Report) -> str:
         f"<small>{escape(explanation(m))}</small></div>"
         f'<span class="big">{percent(values.get("label_fidelity"))}</span></div>'
         for m, values in methods.items()
-        if m in (*_MAIN_METHODS, *_CORRECTED) or len(methods) == 1
+        if m in (*_MAIN_METHODS, *_REMEDIES) or len(methods) == 1
     )
     judge = report.metrics.get("real", {}).get("label_fidelity")
     trust = f" On real test images that classifier is right {percent(judge)} of the time." if judge else ""
     return (
         "<h2>Does it draw the class it was asked for?</h2><p>Label fidelity: "
         f"{METRICS['label_fidelity'][3]}{trust}</p>"
-        f'<div class="cards">{cards}</div>{"".join(_recovery_bar(methods, m) for m in _CORRECTED)}'
+        f'<div class="cards">{cards}</div>{"".join(_recovery_bar(methods, m) for m in _REMEDIES)}'
     )
 
 

@@ -55,7 +55,9 @@ def series_colour(index: int) -> str:
 def marker(index: int, x: float, y: float, tooltip: str = "") -> str:
     """Returns the SVG marker of the series at `index`, centred on (x, y)."""
     title = f"<title>{escape(tooltip)}</title>" if tooltip else ""
-    shape = f'd="{_MARKERS[index % len(_MARKERS)]}" transform="translate({x:.1f} {y:.1f})"'
+    # Another shape in each round of the colours, so that two series never share both.
+    chosen = _MARKERS[(index + index // len(COLOURS)) % len(_MARKERS)]
+    shape = f'd="{chosen}" transform="translate({x:.1f} {y:.1f})"'
     return f'<path {shape} style="fill:{series_colour(index)};stroke:{SURFACE}">{title}</path>'
 
 
