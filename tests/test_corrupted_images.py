@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tdsm_jax import files
-from tdsm_jax.benchmark import corrupted_images, corrupted_page
+from tdsm_jax.benchmark import cells, corrupted_images, corrupted_page
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation.neighbours import nearest_squared
 
@@ -54,7 +54,7 @@ def test_a_cell_is_what_its_name_says_and_the_keys_given_have_the_last_word():
     (cell,) = corrupted_images.planned(
         arguments(kinds="occlusion", rates="0.3", residuals="huber_snr", labels="sym:0.4", seeds="2")
     )
-    keys = corrupted_images.overrides(arguments(keys=["score.steps=7", "score.huber_form=example"]))
+    keys = cells.read_keys(["score.steps=7", "score.huber_form=example"])
     config = corrupted_images.config_of(cell, arguments(smoke=False), keys)
     assert (config.image_noise.kind, config.image_noise.rate) == ("occlusion", 0.3)
     assert (config.label_noise.kind, config.label_noise.rate, config.seed) == ("sym", 0.4, 2)
@@ -82,7 +82,7 @@ def test_a_cell_is_what_its_name_says_and_the_keys_given_have_the_last_word():
 def test_bad_arguments_end_in_one_line(given, said):
     with pytest.raises(UserError, match=said) as error:
         of = arguments(**given)
-        keys = corrupted_images.overrides(of)
+        keys = cells.read_keys(of.keys)
         for cell in corrupted_images.planned(of):
             corrupted_images.config_of(cell, of, keys)
     assert "\n" not in str(error.value)
@@ -149,7 +149,7 @@ def finish(out, values, given):
     cell = corrupted_images.Cell(
         values["kind"], values["rate"], tuple(values["labels"]), values["residual"], values["seed"]
     )
-    config = corrupted_images.config_of(cell, given, corrupted_images.overrides(given))
+    config = corrupted_images.config_of(cell, given, cells.read_keys(given.keys))
     path = cell.folder(out) / "cell.json"
     files.write_json(path, values | {"digest": corrupted_images.digest_of(config)})
     return path

@@ -20,7 +20,7 @@ COMMANDS = (
     "estimators",
     "label_noise",
     "corrupted_images",
-    "windows",
+    "variants",
     "reading",
     "soak",
 )

@@ -1,15 +1,17 @@
 """Cells of a comparison: runs in folders of their own, which go on where they stopped."""
 
+import ast
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from tdsm_jax import config as configuration
 from tdsm_jax import files, job, paths
-from tdsm_jax.errors import UserError
+from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.run import Run
 from tdsm_jax.validation import validate
 
@@ -18,6 +20,34 @@ def with_arguments(config: str, *arguments: str) -> str:
     """Returns "path.py:arguments" with more arguments, the later of one name in force; empty ones are left out."""
     path, _, given = config.partition(":")
     return ":".join(filter(None, (path, ",".join(filter(None, (given, *arguments))))))
+
+
+def read_keys(texts: Sequence[str]) -> dict[str, Any]:
+    """Turns ["score.steps=1200"] into {"score.steps": 1200}; what is no key with its value is a `UserError`."""
+    keys = {}
+    for text in texts:
+        key, given, value = text.partition("=")
+        if not given:
+            raise UserError(f"{text!r} is no config key with its value, such as score.steps=1200")
+        try:
+            keys[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            keys[key] = value
+    return keys
+
+
+def configured(specification: str, keys: Mapping[str, Any]) -> ConfigDict:
+    """Returns the config of "path.py:arguments" with some keys changed; those it cannot have are a `UserError`."""
+    config = configuration.load(specification)
+    valid = configuration.flatten(config)
+    for key, value in keys.items():
+        if key not in valid:
+            raise UserError(f"unknown config key {key!r}{did_you_mean(key, valid)}")
+        try:
+            config.update_from_flattened_dict({key: value})
+        except TypeError:
+            raise UserError(f"config key {key}={value!r} is not of type {type(valid[key]).__name__}") from None
+    return config
 
 
 def run_cell(

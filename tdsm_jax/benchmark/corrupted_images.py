@@ -17,7 +17,6 @@ are refused, so give the same ones each time, also with --table_only.
 """
 
 import argparse
-import ast
 import contextlib
 import fcntl
 import itertools
@@ -32,7 +31,7 @@ import numpy as np
 from tdsm_jax import config as configuration
 from tdsm_jax import files, judge_stages, pipeline, plan, runtime
 from tdsm_jax.benchmark import corrupted_page
-from tdsm_jax.benchmark.cells import carry_out, measures, read_seeds
+from tdsm_jax.benchmark.cells import carry_out, configured, measures, read_keys, read_seeds
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.data.image_corruption import CORRUPTIONS, ImageNoise, corrupted
 from tdsm_jax.data.stream import Images
@@ -79,7 +78,7 @@ class Cell(NamedTuple):
 def main(arguments: argparse.Namespace) -> None:
     """Runs the cells that are not finished and that no other process is at, then collects."""
     runtime.configure(compilation_cache=runtime.cache_folder(arguments.out))
-    out, cells, keys = pathlib.Path(arguments.out), planned(arguments), overrides(arguments)
+    out, cells, keys = pathlib.Path(arguments.out), planned(arguments), read_keys(arguments.keys)
     configs = {cell: config_of(cell, arguments, keys) for cell in cells}
     digests = {cell: digest_of(config) for cell, config in configs.items()}
     for cell in cells:  # before hours are spent on others
@@ -119,37 +118,15 @@ def choices(arguments: argparse.Namespace, name: str, valid: Any) -> list[str]:
     return given
 
 
-def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the config keys that follow the arguments, with their values."""
-    keys = {}
-    for text in arguments.keys:
-        key, given, value = text.partition("=")
-        if not given:
-            raise UserError(f"{text!r} is no config key with its value, such as score.steps=1200")
-        try:
-            keys[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            keys[key] = value
-    return keys
-
-
 def config_of(cell: Cell, arguments: argparse.Namespace, keys: dict[str, Any]) -> ml_collections.ConfigDict:
     """Returns the config of a cell: the file's, the short recipe, what the cell is, then the keys given."""
     path, _, given = arguments.config.partition(":")
     given = ",".join(filter(None, (given, f"seed={cell.seed}", "smoke" if arguments.smoke else "")))
-    config = configuration.load(f"{path}:{given}")
     short = {} if arguments.smoke else SHORT
     own = {"label_noise.kind": cell.labels[0], "label_noise.rate": cell.labels[1], "score.residual": cell.residual}
     if cell.rate:
         own |= {"image_noise.kind": cell.kind, "image_noise.rate": cell.rate}
-    valid = configuration.flatten(config)
-    for key, value in (short | own | keys).items():
-        if key not in valid:
-            raise UserError(f"unknown config key {key!r}{did_you_mean(key, valid)}")
-        try:
-            config.update_from_flattened_dict({key: value})
-        except TypeError:
-            raise UserError(f"config key {key}={value!r} is not of type {type(valid[key]).__name__}") from None
+    config = configured(f"{path}:{given}", short | own | keys)
     if config.data.stream:  # clean cells, too, are compared with corrupted images
         raise UserError(
             "config key data.stream=True leaves images on disk, but they are corrupted in memory: leave it out"

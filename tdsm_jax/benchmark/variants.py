@@ -1,0 +1,159 @@
+"""What one change of the config makes of the images: models trained alike but for it, and measured, over seeds.
+
+  python -m tdsm_jax.benchmark variants --out=runs/weightings score.steps=500 \\
+      --variant=score.weighting=p2 --variant=score.weighting=min_snr --variant=score.optimiser=adopt
+  python -m tdsm_jax.benchmark variants --out=runs/windows --config=configs/digits.py:network=dit --jobs=4 \\
+      --variant="dit.attention=window dit.window=9" --variant=dit.attention=neighbourhood
+  python -m tdsm_jax.benchmark variants --out=runs/weightings --variant=score.weighting=p2 --method=tdsm --seeds=0
+  python -m tdsm_jax.benchmark variants --out=runs/weightings --variant=score.weighting=p2 --table_only
+
+A cell is one variant and one seed: a run of tdsm_jax.main in a folder of its own, with the same images, labels,
+batches, steps and noise as the others of its seed. A variant is a config key with its value, or several in quotes; the
+config as it is comes first of itself. Keys that stand alone hold for all cells. --jobs runs that many cells at a time
+and shares the cores among them (on a machine with an accelerator set JAX_PLATFORMS=cpu, or leave it at 1). Commands
+with other --seeds or variants may also work on the same --out at the same time: their cells are other folders. Stop it
+whenever you like; the same command goes on. Prints a Markdown table of what is finished, and writes it with the first
+seed's images side by side into OUT/variants.html; --table_only runs nothing.
+"""
+
+import argparse
+import os
+import pathlib
+import queue
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tdsm_jax import files
+from tdsm_jax.benchmark.cells import configured, measures, read_keys, read_seeds, run_cell, with_arguments
+from tdsm_jax.command import new_parser, run_command
+from tdsm_jax.errors import UserError
+from tdsm_jax.evaluation import grids, page
+from tdsm_jax.evaluation.table import COLUMNS, cells, grid
+from tdsm_jax.pipeline import STAGES
+from tdsm_jax.validation import validate
+
+AS_IT_IS = "as configured"  # the variant that changes nothing
+CLEAN_STAGES = "score,sample,judge,measure"  # that need no classifier of noisy labels
+SHOWN = {"label_fidelity": COLUMNS["label_fidelity"], "cas": COLUMNS["cas"], "fd": ("FD", 2)}
+SHOWN |= {name: COLUMNS[name] for name in ("cw_fd", "cw_density", "cw_coverage")}
+ROWS, PIXELS = 10, 32  # classes of a picture, and about how many pixels an image is enlarged to
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # variant -> seed -> metrics
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Runs the cells that are not finished, then prints the table and writes the page."""
+    out, seeds = pathlib.Path(arguments.out), read_seeds(arguments.seeds)
+    variants = list(dict.fromkeys((AS_IT_IS, *(" ".join(given.split()) for given in arguments.variant))))
+    if arguments.jobs < 1:
+        raise UserError("--jobs must be at least 1")
+    for variant in variants:  # before hours are spent on others
+        validate(configured(specification(arguments, seeds[0]), read_keys(keys_of(arguments, variant))))
+    if not arguments.table_only:
+        run_all([(arguments, out, variant, seed) for seed in seeds for variant in variants], arguments.jobs)
+    found = {variant: results(out, variant, seeds, arguments.method) for variant in variants}
+    print(table(found))
+    files.write_text(out / "variants.html", web_page(out, found, arguments.method))
+
+
+def run_all(cells: Sequence[tuple], jobs: int) -> None:
+    """Runs cells, `jobs` at a time, each on its share of the cores; of those that fail the first one's error is raised.
+
+    A process takes over the cores that the thread which starts it may use; where threads have none of their own
+    (macOS), the system shares all cores out.
+    """
+    pinned = hasattr(os, "sched_setaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if pinned else range(os.cpu_count() or 1)
+    shares: queue.SimpleQueue = queue.SimpleQueue()
+    for job in range(jobs):
+        shares.put(set(cores[job::jobs]) or {cores[job % len(cores)]})
+
+    def take_share() -> None:
+        if pinned:
+            os.sched_setaffinity(0, shares.get())
+
+    with ThreadPoolExecutor(jobs, initializer=take_share) as pool:
+        for done in [pool.submit(run, *cell) for cell in cells]:
+            done.result()
+
+
+def folder_of(out: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
+    """Returns the folder of a cell, named by its keys: "dit.attention=window,dit.window=9/seed0"."""
+    return out / variant.replace(" ", "_" if variant == AS_IT_IS else ",").replace("/", "_") / f"seed{seed}"
+
+
+def specification(arguments: argparse.Namespace, seed: int) -> str:
+    """Returns "path.py:arguments" of the cells of a seed."""
+    smoke = "smoke" if arguments.smoke else ""
+    return with_arguments(arguments.config, f"methods={arguments.method},seed={seed}", smoke)
+
+
+def keys_of(arguments: argparse.Namespace, variant: str) -> list[str]:
+    """Returns the keys with their values, "score.steps=500": those of all cells, then a variant's, which win."""
+    return [*arguments.keys, *(() if variant == AS_IT_IS else variant.split())]
+
+
+def run(arguments: argparse.Namespace, out: pathlib.Path, variant: str, seed: int) -> None:
+    """Runs one cell; cells differ by the keys of their variant alone."""
+    stages = CLEAN_STAGES if arguments.method == "clean" else ",".join(stage for stage in STAGES if stage != "report")
+    run_cell(folder_of(out, variant, seed), specification(arguments, seed), stages, keys_of(arguments, variant))
+
+
+def results(out: pathlib.Path, variant: str, seeds: Sequence[int], method: str) -> dict[int, dict[str, Any]]:
+    """Returns the metrics of what is finished, by seed."""
+    return {s: row for s in seeds if (row := measures(folder_of(out, variant, s), method))}
+
+
+def rows_of(found: Results) -> list[list[str]]:
+    """Returns a row for each variant that has finished seeds: mean +- standard deviation (n - 1) over them."""
+    return [
+        [name, ", ".join(map(str, rows)), *cells(list(rows.values()), SHOWN)] for name, rows in found.items() if rows
+    ]
+
+
+def headings() -> list[str]:
+    return ["variant", "seeds", *(heading for heading, _ in SHOWN.values())]
+
+
+def table(found: Results) -> str:
+    """Returns the Markdown table of the results."""
+    return grid(headings(), rows_of(found))
+
+
+def web_page(out: pathlib.Path, found: Results, method: str) -> str:
+    """Returns the page: the table, and the images of the first seed that all variants have."""
+    numbers = (
+        "<p>Mean ± standard deviation over the seeds. Higher is better, but for the distances FD and class-wise FD.</p>"
+        f"{page.table(headings(), rows_of(found))}"
+    )
+    common = sorted(set.intersection(*(set(rows) for rows in found.values())))
+    sections = {"Measures": numbers}
+    if common:
+        drawn = "".join(figure(folder_of(out, name, common[0]), name, method) for name in found)
+        said = f"<p>Seed {common[0]}, one class a row; an image starts from the same noise in every picture.</p>"
+        sections["Images"] = f'{said}<div class="figures grids">{drawn}</div>'
+    title = "Trained alike but for one thing"
+    lead = f"What a change of the config makes of the images; method {method}."
+    return page.page(title, page.header(title, lead), sections)
+
+
+def figure(folder: pathlib.Path, name: str, method: str) -> str:
+    """Returns the samples of a cell as an HTML figure."""
+    arrays = files.read_arrays(folder / "samples" / f"{method}.npz")
+    rows = min(ROWS, int(arrays["labels"].max()) + 1)
+    images = grids.class_rows(arrays["images"], arrays["labels"], rows, columns=8)
+    return grids.figure(grids.Grid(name, "", images), list(map(str, range(rows))), "one class a row", PIXELS)
+
+
+if __name__ == "__main__":
+    parser = new_parser(__doc__)
+    parser.add_argument("--out", required=True, help="folder of the cells")
+    parser.add_argument("--config", default="configs/digits.py", help="config of the cells (%(default)s)")
+    parser.add_argument("--variant", action="append", required=True, help="key=value, or several in quotes; repeatable")
+    parser.add_argument("--method", default="clean", help="what trains them (%(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="joined by commas (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time (%(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="every stage cut to seconds")
+    parser.add_argument("--table_only", action="store_true", help="print and draw what is finished, run nothing")
+    parser.add_argument("keys", nargs="*", help="config keys of all cells, such as score.steps=1200")
+    run_command(parser, main)
