@@ -81,13 +81,24 @@ def test_cells_differ_by_their_keys_alone(tmp_path, monkeypatch):
     variants.main(given)
     names = ("as_configured", "dit.attention=window,dit.window=9", "dit.window=1")
     assert set(calls) == {f"{name}/seed{seed}" for name in names for seed in (0, 1)}
-    config, stages = "configs/digits.py:network=dit,methods=clean,seed=1,smoke", variants.CLEAN_STAGES
+    config = "configs/digits.py:network=dit,methods=clean,seed=1,smoke"
+    stages = "images,labels,score,sample,judge,measure"
     assert calls["as_configured/seed1"] == (config, stages, ("score.steps=7",))
     assert calls["dit.attention=window,dit.window=9/seed1"] == (
         config,
         stages,
         ("score.steps=7", "dit.attention=window", "dit.window=9"),
     )
+
+
+def test_a_method_that_reads_classifiers_has_them_fitted(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(variants, "run_cell", lambda folder, config, stages, keys: asked.update({config: stages}))
+    for method in ("dsm", "tdsm"):
+        variants.main(arguments(out=str(tmp_path), method=method))
+    plain, full = asked.values()
+    assert "classifier" not in plain.split(",") and {"classifier", "transition"} <= set(full.split(","))
+    assert "report" not in full.split(",")
 
 
 def test_cells_run_where_threads_have_no_cores_of_their_own(monkeypatch):

@@ -4,7 +4,8 @@
       --variant=score.weighting=p2 --variant=score.weighting=min_snr --variant=score.optimiser=adopt
   python -m tdsm_jax.benchmark variants --out=runs/windows --config=configs/digits.py:network=dit --jobs=4 \\
       --variant="dit.attention=window dit.window=9" --variant=dit.attention=neighbourhood
-  python -m tdsm_jax.benchmark variants --out=runs/weightings --variant=score.weighting=p2 --method=tdsm --seeds=0
+  python -m tdsm_jax.benchmark variants --out=runs/photos --method=dsm --seeds=0 --variant=score.clip_percentile=10 \\
+      label_noise.rate=0.0 image_noise.kind=off_topic_photos image_noise.rate=0.3
   python -m tdsm_jax.benchmark variants --out=runs/weightings --variant=score.weighting=p2 --table_only
 
 A cell is one variant and one seed: a run of tdsm_jax.main in a folder of its own, with the same images, labels,
@@ -34,7 +35,8 @@ from tdsm_jax.pipeline import STAGES
 from tdsm_jax.validation import validate
 
 AS_IT_IS = "as configured"  # the variant that changes nothing
-CLEAN_STAGES = "score,sample,judge,measure"  # that need no classifier of noisy labels
+PLAIN = ("clean", "dsm")  # the methods that read no classifier of noisy labels, and what they need
+PLAIN_STAGES = ("images", "labels", "score", "sample", "judge", "measure")
 SHOWN = {"label_fidelity": COLUMNS["label_fidelity"], "cas": COLUMNS["cas"], "fd": ("FD", 2)}
 SHOWN |= {name: COLUMNS[name] for name in ("cw_fd", "cw_density", "cw_coverage")}
 ROWS, PIXELS = 10, 32  # classes of a picture, and about how many pixels an image is enlarged to
@@ -95,8 +97,9 @@ def keys_of(arguments: argparse.Namespace, variant: str) -> list[str]:
 
 def run(arguments: argparse.Namespace, out: pathlib.Path, variant: str, seed: int) -> None:
     """Runs one cell; cells differ by the keys of their variant alone."""
-    stages = CLEAN_STAGES if arguments.method == "clean" else ",".join(stage for stage in STAGES if stage != "report")
-    run_cell(folder_of(out, variant, seed), specification(arguments, seed), stages, keys_of(arguments, variant))
+    stages = [stage for stage in STAGES if stage in PLAIN_STAGES or arguments.method not in PLAIN and stage != "report"]
+    given = keys_of(arguments, variant)
+    run_cell(folder_of(out, variant, seed), specification(arguments, seed), ",".join(stages), given)
 
 
 def results(out: pathlib.Path, variant: str, seeds: Sequence[int], method: str) -> dict[int, dict[str, Any]]:
