@@ -27,6 +27,9 @@ def run_command(parser: argparse.ArgumentParser, main: Callable[[argparse.Namesp
     except (UserError, OSError) as error:
         _say(error)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def add_host_options(parser: argparse.ArgumentParser) -> None:

@@ -36,7 +36,7 @@ def read_keys(texts: Sequence[str]) -> dict[str, Any]:
     return keys
 
 
-def configured(specification: str, keys: Mapping[str, Any]) -> ConfigDict:
+def config_with(specification: str, keys: Mapping[str, Any]) -> ConfigDict:
     """Returns the config of "path.py:arguments" with some keys changed; those it cannot have are a `UserError`."""
     config = configuration.load(specification)
     valid = configuration.flatten(config)
@@ -44,6 +44,8 @@ def configured(specification: str, keys: Mapping[str, Any]) -> ConfigDict:
         if key not in valid:
             raise UserError(f"unknown config key {key!r}{did_you_mean(key, valid)}")
         try:
+            if value is None and valid[key] is not None:
+                raise TypeError
             config.update_from_flattened_dict({key: value})
         except TypeError:
             raise UserError(f"config key {key}={value!r} is not of type {type(valid[key]).__name__}") from None
@@ -85,8 +87,8 @@ def measures(folder: pathlib.Path, method: str) -> dict[str, Any] | None:
 
 
 def read_seeds(text: str) -> list[int]:
-    """Turns "0,1,2" into numbers; what cannot be one is a `UserError`."""
+    """Turns "0,1,2" into numbers, each once; what cannot be one is a `UserError`."""
     try:
-        return [int(seed) for seed in text.split(",")]
+        return list(dict.fromkeys(int(seed) for seed in text.split(",")))
     except ValueError:
         raise UserError(f"--seeds={text} must be whole numbers joined by commas") from None

@@ -31,7 +31,7 @@ import numpy as np
 from tdsm_jax import config as configuration
 from tdsm_jax import files, judge_stages, pipeline, plan, runtime
 from tdsm_jax.benchmark import corrupted_page
-from tdsm_jax.benchmark.cells import carry_out, configured, measures, read_keys, read_seeds
+from tdsm_jax.benchmark.cells import carry_out, config_with, measures, read_keys, read_seeds
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.data.image_corruption import CORRUPTIONS, ImageNoise, corrupted
 from tdsm_jax.data.stream import Images
@@ -126,7 +126,7 @@ def config_of(cell: Cell, arguments: argparse.Namespace, keys: dict[str, Any]) -
     own = {"label_noise.kind": cell.labels[0], "label_noise.rate": cell.labels[1], "score.residual": cell.residual}
     if cell.rate:
         own |= {"image_noise.kind": cell.kind, "image_noise.rate": cell.rate}
-    config = configured(f"{path}:{given}", short | own | keys)
+    config = config_with(f"{path}:{given}", short | own | keys)
     if config.data.stream:  # clean cells, too, are compared with corrupted images
         raise UserError(
             "config key data.stream=True leaves images on disk, but they are corrupted in memory: leave it out"

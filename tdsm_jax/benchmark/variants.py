@@ -6,15 +6,16 @@
       --variant="dit.attention=window dit.window=9" --variant=dit.attention=neighbourhood
   python -m tdsm_jax.benchmark variants --out=runs/photos --method=dsm --seeds=0 --variant=score.clip_percentile=10 \\
       label_noise.rate=0.0 image_noise.kind=off_topic_photos image_noise.rate=0.3
-  python -m tdsm_jax.benchmark variants --out=runs/weightings --variant=score.weighting=p2 --table_only
+  python -m tdsm_jax.benchmark variants --out=runs/weightings --variant=score.weighting=p2 score.steps=500 --table_only
 
 A cell is one variant and one seed: a run of tdsm_jax.main in a folder of its own, with the same images, labels,
 batches, steps and noise as the others of its seed. A variant is a config key with its value, or several in quotes; the
-config as it is comes first of itself. Keys that stand alone hold for all cells. --jobs runs that many cells at a time
-and shares the cores among them (on a machine with an accelerator set JAX_PLATFORMS=cpu, or leave it at 1). Commands
-with other --seeds or variants may also work on the same --out at the same time: their cells are other folders. Stop it
-whenever you like; the same command goes on. Prints a Markdown table of what is finished, and writes it with the first
-seed's images side by side into OUT/variants.html; --table_only runs nothing.
+config as it is comes first of itself. Keys that stand alone, in one place, hold for all cells. --jobs runs that many
+cells at a time and shares the cores among them (on a machine with an accelerator set JAX_PLATFORMS=cpu, or leave it at
+1). Commands with other --seeds or variants may also work on the same --out at the same time: their cells are other
+folders. Stop it whenever you like; the same command goes on. Cells of other keys are refused. Prints a Markdown table
+of what is finished, and writes it with the first seed's images side by side into OUT/variants.html; --table_only runs
+nothing: give the same keys then, too.
 """
 
 import argparse
@@ -23,15 +24,18 @@ import pathlib
 import queue
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
-from tdsm_jax import files
-from tdsm_jax.benchmark.cells import configured, measures, read_keys, read_seeds, run_cell, with_arguments
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from tdsm_jax import checks, files, pipeline, plan
+from tdsm_jax.benchmark.cells import config_with, measures, read_keys, read_seeds, run_cell, with_arguments
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import grids, page
-from tdsm_jax.evaluation.table import COLUMNS, cells, grid
-from tdsm_jax.pipeline import STAGES
+from tdsm_jax.evaluation import table as tables
+from tdsm_jax.evaluation.table import COLUMNS
+from tdsm_jax.run import Run
 from tdsm_jax.validation import validate
 
 AS_IT_IS = "as configured"  # the variant that changes nothing
@@ -43,22 +47,87 @@ ROWS, PIXELS = 10, 32  # classes of a picture, and about how many pixels an imag
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # variant -> seed -> metrics
 
 
+class Cell(NamedTuple):
+    """One run: the name of its variant, its seed, its folder, what its config is made of."""
+
+    variant: str
+    seed: int
+    folder: pathlib.Path
+    specification: str
+    keys: Mapping[str, Any]
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Runs the cells that are not finished, then prints the table and writes the page."""
-    out, seeds = pathlib.Path(arguments.out), read_seeds(arguments.seeds)
-    variants = list(dict.fromkeys((AS_IT_IS, *(" ".join(given.split()) for given in arguments.variant))))
     if arguments.jobs < 1:
         raise UserError("--jobs must be at least 1")
-    for variant in variants:  # before hours are spent on others
-        validate(configured(specification(arguments, seeds[0]), read_keys(keys_of(arguments, variant))))
-    if not arguments.table_only:
-        run_all([(arguments, out, variant, seed) for seed in seeds for variant in variants], arguments.jobs)
-    found = {variant: results(out, variant, seeds, arguments.method) for variant in variants}
-    print(table(found))
-    files.write_text(out / "variants.html", web_page(out, found, arguments.method))
+    cells = planned(arguments)
+    for cell in cells:  # before hours are spent on others
+        check(cell, arguments.method)
+    try:
+        if not arguments.table_only:
+            run_all([(cell, arguments.method) for cell in cells], arguments.jobs)
+    finally:
+        found = results(cells, arguments.method)
+        print(tables.grid(headings(), rows_of(found)))
+        files.write_text(pathlib.Path(arguments.out) / "variants.html", web_page(cells, found, arguments.method))
 
 
-def run_all(cells: Sequence[tuple], jobs: int) -> None:
+def planned(arguments: argparse.Namespace) -> list[Cell]:
+    """Returns the cells that the arguments name, by seed and variant; what cannot be one is a `UserError`."""
+    variants: dict[str, dict[str, Any]] = {AS_IT_IS: {}}
+    for given in arguments.variant:
+        keys = read_keys(given.split())
+        if not keys:
+            raise UserError("--variant is empty; give it a config key with its value, such as score.weighting=p2")
+        if keys not in variants.values():
+            variants[" ".join(given.split())] = keys
+    common, out = read_keys(arguments.keys), pathlib.Path(arguments.out)
+    cells = []
+    for seed in read_seeds(arguments.seeds):
+        smoke = "smoke" if arguments.smoke else ""
+        specification = with_arguments(arguments.config, f"methods={arguments.method},seed={seed}", smoke)
+        for name, keys in variants.items():
+            cells.append(Cell(name, seed, folder_of(out, name, seed), specification, common | keys))
+    if len({cell.folder for cell in cells}) < len(cells):
+        raise UserError("two variants would have one folder: they differ in / and _ alone; rename what they point to")
+    return cells
+
+
+def folder_of(out: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
+    """Returns the folder of a cell, named by its keys: "dit.attention=window,dit.window=9/seed0"."""
+    return out / variant.replace(" ", "_" if variant == AS_IT_IS else ",").replace("/", "_") / f"seed{seed}"
+
+
+def config_of(cell: Cell) -> ConfigDict:
+    """Returns the config of a cell, as its run will read it."""
+    return config_with(cell.specification, cell.keys)
+
+
+def check(cell: Cell, method: str) -> None:
+    """Raises `UserError` where a cell cannot run, is no run of the method and seed, or holds work of other keys."""
+    config = config_of(cell)
+    if (tuple(config.methods), config.seed, config.task) != ((method,), cell.seed, "generation"):
+        raise UserError(
+            f"{cell.variant}, --method={method}: variants share one method, the seeds and the task; name one method "
+            "and leave the keys methods, seed and task as they are"
+        )
+    validate(config)
+    run = Run(FrozenConfigDict(config), cell.folder)
+    checks.check(run)
+    try:
+        todo = [p for p in pipeline.plan(plan.units(run), run.config, cell.folder) if not p.done]
+        pipeline.check_unchanged(todo, cell.folder)
+    except UserError as error:
+        raise UserError(f"{str(error).partition(';')[0]}; give its keys again, or another --out") from None
+
+
+def stages_of(method: str) -> list[str]:
+    """Returns the stages that a method needs to be trained and measured."""
+    return [stage for stage in pipeline.STAGES if stage in PLAIN_STAGES or method not in PLAIN and stage != "report"]
+
+
+def run_all(work: Sequence[tuple], jobs: int) -> None:
     """Runs cells, `jobs` at a time, each on its share of the cores; of those that fail the first one's error is raised.
 
     A process takes over the cores that the thread which starts it may use; where threads have none of their own
@@ -75,42 +144,35 @@ def run_all(cells: Sequence[tuple], jobs: int) -> None:
             os.sched_setaffinity(0, shares.get())
 
     with ThreadPoolExecutor(jobs, initializer=take_share) as pool:
-        for done in [pool.submit(run, *cell) for cell in cells]:
-            done.result()
+        try:
+            for done in [pool.submit(run, *one) for one in work]:
+                done.result()
+        except KeyboardInterrupt:  # the cells at work have had it, too
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def folder_of(out: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
-    """Returns the folder of a cell, named by its keys: "dit.attention=window,dit.window=9/seed0"."""
-    return out / variant.replace(" ", "_" if variant == AS_IT_IS else ",").replace("/", "_") / f"seed{seed}"
-
-
-def specification(arguments: argparse.Namespace, seed: int) -> str:
-    """Returns "path.py:arguments" of the cells of a seed."""
-    smoke = "smoke" if arguments.smoke else ""
-    return with_arguments(arguments.config, f"methods={arguments.method},seed={seed}", smoke)
-
-
-def keys_of(arguments: argparse.Namespace, variant: str) -> list[str]:
-    """Returns the keys with their values, "score.steps=500": those of all cells, then a variant's, which win."""
-    return [*arguments.keys, *(() if variant == AS_IT_IS else variant.split())]
-
-
-def run(arguments: argparse.Namespace, out: pathlib.Path, variant: str, seed: int) -> None:
+def run(cell: Cell, method: str) -> None:
     """Runs one cell; cells differ by the keys of their variant alone."""
-    stages = [stage for stage in STAGES if stage in PLAIN_STAGES or arguments.method not in PLAIN and stage != "report"]
-    given = keys_of(arguments, variant)
-    run_cell(folder_of(out, variant, seed), specification(arguments, seed), ",".join(stages), given)
+    keys = [f"{key}={value}" for key, value in cell.keys.items()]
+    run_cell(cell.folder, cell.specification, ",".join(stages_of(method)), keys)
 
 
-def results(out: pathlib.Path, variant: str, seeds: Sequence[int], method: str) -> dict[int, dict[str, Any]]:
-    """Returns the metrics of what is finished, by seed."""
-    return {s: row for s in seeds if (row := measures(folder_of(out, variant, s), method))}
+def results(cells: Sequence[Cell], method: str) -> Results:
+    """Returns the metrics of what is finished, by variant and seed."""
+    found: dict[str, dict[int, dict[str, Any]]] = {cell.variant: {} for cell in cells}
+    for cell in cells:
+        if row := measures(cell.folder, method):
+            found[cell.variant][cell.seed] = row
+    return found
 
 
 def rows_of(found: Results) -> list[list[str]]:
     """Returns a row for each variant that has finished seeds: mean +- standard deviation (n - 1) over them."""
     return [
-        [name, ", ".join(map(str, rows)), *cells(list(rows.values()), SHOWN)] for name, rows in found.items() if rows
+        [name, ", ".join(map(str, rows)), *tables.cells(list(rows.values()), SHOWN)]
+        for name, rows in found.items()
+        if rows
     ]
 
 
@@ -118,12 +180,7 @@ def headings() -> list[str]:
     return ["variant", "seeds", *(heading for heading, _ in SHOWN.values())]
 
 
-def table(found: Results) -> str:
-    """Returns the Markdown table of the results."""
-    return grid(headings(), rows_of(found))
-
-
-def web_page(out: pathlib.Path, found: Results, method: str) -> str:
+def web_page(cells: Sequence[Cell], found: Results, method: str) -> str:
     """Returns the page: the table, and the images of the first seed that all variants have."""
     numbers = (
         "<p>Mean ± standard deviation over the seeds. Higher is better, but for the distances FD and class-wise FD.</p>"
@@ -132,7 +189,7 @@ def web_page(out: pathlib.Path, found: Results, method: str) -> str:
     common = sorted(set.intersection(*(set(rows) for rows in found.values())))
     sections = {"Measures": numbers}
     if common:
-        drawn = "".join(figure(folder_of(out, name, common[0]), name, method) for name in found)
+        drawn = "".join(figure(cell, method) for cell in cells if cell.seed == common[0])
         said = f"<p>Seed {common[0]}, one class a row; an image starts from the same noise in every picture.</p>"
         sections["Images"] = f'{said}<div class="figures grids">{drawn}</div>'
     title = "Trained alike but for one thing"
@@ -140,12 +197,12 @@ def web_page(out: pathlib.Path, found: Results, method: str) -> str:
     return page.page(title, page.header(title, lead), sections)
 
 
-def figure(folder: pathlib.Path, name: str, method: str) -> str:
+def figure(cell: Cell, method: str) -> str:
     """Returns the samples of a cell as an HTML figure."""
-    arrays = files.read_arrays(folder / "samples" / f"{method}.npz")
+    arrays = files.read_arrays(cell.folder / "samples" / f"{method}.npz")
     rows = min(ROWS, int(arrays["labels"].max()) + 1)
     images = grids.class_rows(arrays["images"], arrays["labels"], rows, columns=8)
-    return grids.figure(grids.Grid(name, "", images), list(map(str, range(rows))), "one class a row", PIXELS)
+    return grids.figure(grids.Grid(cell.variant, "", images), list(map(str, range(rows))), "one class a row", PIXELS)
 
 
 if __name__ == "__main__":
