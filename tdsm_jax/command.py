@@ -75,7 +75,7 @@ def carry_out(work: Callable[[], None], users: tuple[type[Exception], ...] = (Us
         sys.exit(0)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        hosts.leave(130)
+        hosts.leave(130, at_once=True)
     except Exception as error:  # a bug, or a host whose peer is gone: the others must hear of either
         traceback.print_exc()
         hosts.await_explanation(error)

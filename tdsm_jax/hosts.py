@@ -90,13 +90,18 @@ def finish() -> None:
         _roll.finish()
 
 
-def leave(code: int) -> None:
-    """Ends this process with an exit code, having said why; the others, which may wait for it, notice at once."""
+def leave(code: int, at_once: bool = False) -> None:
+    """Ends this process with an exit code, having said why; the others, which may wait for it, notice at once.
+
+    `at_once` waits for nothing that is under way, a compilation among it: the interpreter's ordinary end would take
+    from under it what it works on.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     if _roll is not None:
         _roll.fail(code)
-        os._exit(code)  # an ordinary exit waits for all hosts
+    if at_once or _roll is not None:  # an ordinary exit waits for all hosts
+        os._exit(code)
     sys.exit(code)
 
 

@@ -293,7 +293,7 @@ def test_an_image_is_flipped_and_then_mapped_also_outside_a_batch():
     images, label = augment_jit(keys, x0, 1.0)
     for i in range(12):
         p = draw(keys[i], 1.0)
-        np.testing.assert_array_equal(label[i], label_of(p))
+        np.testing.assert_allclose(label[i], label_of(p), rtol=1e-6)  # two programs may round differently
         np.testing.assert_allclose(images[i], warp_jit(flip(x0[i], p), affine_of(p, SIZE)), atol=2e-4)
 
 

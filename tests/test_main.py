@@ -395,14 +395,9 @@ def kill_when(process, condition, deadline=120):
     return alive
 
 
-def start(workdir, *arguments, config=SMOKE):
-    return subprocess.Popen(
-        command(f"--workdir={workdir}", *arguments, config=config),
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+def start(workdir, *arguments, config=SMOKE, **options):
+    quiet = {"cwd": ROOT, "env": environment(), "stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    return subprocess.Popen(command(f"--workdir={workdir}", *arguments, config=config), **quiet | options)
 
 
 def test_a_killed_run_goes_on_to_the_same_results(finished, tmp_path):
@@ -413,6 +408,20 @@ def test_a_killed_run_goes_on_to_the_same_results(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "score/tdsm, going on" in done.stderr
     assert_same_results(workdir, finished)
+
+
+def test_an_interruption_ends_in_one_line(tmp_path):
+    """Not in a crash of the threads that compile while their process is taken down around them."""
+    compiles_long = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "XLA_FLAGS": ""}
+    options = {"env": environment() | compiles_long, "stderr": subprocess.PIPE, "text": True}
+    run = start(tmp_path / "run", "--stages=labels,score", config="configs/digits.py:smoke,methods=dsm", **options)
+    said = []
+    for line in run.stderr:
+        said.append(line)
+        if "score/dsm" in line:
+            time.sleep(2)
+            run.send_signal(signal.SIGINT)
+    assert run.wait() == 130 and said[-1].startswith("interrupted; the same command goes on"), said[-3:]
 
 
 def test_a_killed_sampling_goes_on_after_its_finished_batches(finished, tmp_path):
