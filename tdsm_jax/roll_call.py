@@ -47,6 +47,7 @@ class RollCall:
 
     def __init__(self, place: Place, timeout: float):
         self._place, self._timeout, self._finished = place, timeout, False
+        self._ending = threading.Lock()  # held by the first of the threads that ends this process
         self._deadline = time.monotonic() + timeout
         self._connections: dict[int, socket.socket] = {}
         self._call() if place.index == 0 else self._answer()
@@ -126,7 +127,7 @@ class RollCall:
             said = _line(connection)
         except OSError:
             said = ""
-        if said == "bye" or self._finished:
+        if said == "bye" or self._finished or not self._ending.acquire(blocking=False):
             return
         word, *numbers = said.split() or ["lost", str(peer)]
         self._tell(said or f"lost {peer}")
