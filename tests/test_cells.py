@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import pathlib
 import subprocess
 
 import pytest
+from ml_collections import FrozenConfigDict
 
 from tdsm_jax.benchmark import cells, label_noise
 from tdsm_jax.errors import UserError
+from tdsm_jax.run import Run
 
 
 def test_arguments_are_added_to_a_config_with_or_without_some():
@@ -113,3 +116,17 @@ def test_ceilings_may_be_run_by_a_command_of_their_own(ceiling, noises, tmp_path
     label_noise.main(argparse.Namespace(**arguments, **more))
     assert ran == [tmp_path / noise / "seed1" for noise in noises]
     assert "sym 40%: cost" in capsys.readouterr().out
+
+
+def stages_of(arguments, keys):
+    config = cells.config_with(f"configs/digits.py:smoke,{arguments}", cells.read_keys(keys))
+    return cells.measuring_stages(Run(FrozenConfigDict(config), pathlib.Path("none")))
+
+
+def test_the_stages_of_a_comparison_are_what_its_measures_build_on():
+    photos = ("image_noise.kind=off_topic_photos", "image_noise.rate=0.3")
+    assert stages_of("methods=clean", photos) == ["score", "sample", "judge", "measure"]
+    assert stages_of("methods=dsm", ()) == ["labels", "score", "sample", "judge", "measure"]
+    assert stages_of("methods=dsm", photos) == ["images", "labels", "score", "sample", "judge", "measure"]
+    weights = ["labels", "classifier", "transition", "posterior"]
+    assert stages_of("methods=posterior", ()) == [*weights, "score", "sample", "judge", "measure"]

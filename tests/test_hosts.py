@@ -232,6 +232,21 @@ def test_all_hosts_end_with_the_code_of_the_one_that_failed():
         assert said[i] == "error: process 1 of 3 ended with an error; its own output says which\n"
 
 
+def test_a_failure_heard_of_twice_is_said_once(monkeypatch, capsys):
+    """Process 0 tells all others of it, and they tell it back."""
+    ended = []
+    monkeypatch.setattr(roll_call.os, "_exit", ended.append)
+    monkeypatch.setattr(roll_call, "_OWN_WORDS_SECONDS", 0)
+    monkeypatch.setattr(roll_call.RollCall, "_call", lambda self: None)
+    roll = roll_call.RollCall(roll_call.Place("localhost:2000", 3, 0), timeout=1)
+    for peer in (1, 2):
+        here, there = socket.socketpair()
+        with here, there:
+            there.sendall(b"failed 1 7\n")
+            roll._listen(peer, here)
+    assert capsys.readouterr().err.count("process 1 of 3 ended with an error") == 1 and ended[0] == 7
+
+
 def test_sigterm_means_nothing_once_the_work_is_done():
     program = "import os, signal; from tdsm_jax import hosts; hosts.finish(); os.kill(os.getpid(), signal.SIGTERM)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

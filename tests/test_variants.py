@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tdsm_jax.benchmark import variants
-from tdsm_jax.benchmark.cells import carry_out
+from tdsm_jax.benchmark.cells import carry_out, config_with
 from tdsm_jax.errors import UserError
 from test_benchmark import call
 
@@ -29,6 +29,7 @@ def arguments(**changes):
         ({"variant": ["score.steps"]}, "'score.steps' is no config key with its value"),
         ({"variant": [" "]}, "--variant is empty"),
         ({"variant": ["init_from=/a", "init_from=_a"]}, "two variants would have one folder"),
+        ({"keys": ["classifier.init_from=/none.npz", "classifier.folds=1"]}, "/none.npz: no such file"),
         ({"variant": ["network.multipliers=(1,2,2,2,2)"]}, "halves"),
         ({"variant": ["score.clip_percentile=None"]}, "score.clip_percentile=None is not of type float"),
         ({"variant": ["seed=3"]}, "share one method, the seeds and the task"),
@@ -73,7 +74,7 @@ def test_the_table_takes_what_is_finished_and_the_page_shows_the_same_seed(metho
     given = {"config": "configs/digits.py:network=dit", "variant": [WINDOW], "method": method, "seeds": "0,1,1"}
     variants.main(arguments(out=str(tmp_path), table_only=True, **given))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("| as configured | 0, 1 | 0.850 ± 0.071 |")
+    assert lines[2].startswith("| as_configured | 0, 1 | 0.850 ± 0.071 |")
     assert lines[3].startswith(f"| {WINDOW} | 1 | 0.700 |") and len(lines) == 4
     page = (tmp_path / "variants.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "Seed 1, one class a row" in page
@@ -98,7 +99,7 @@ def test_cells_of_other_keys_are_refused_and_theirs_are_not(tmp_path):
 def carry_out_cell(out, keys):
     """The first cell of some arguments, trained."""
     cell = variants.planned(arguments(out=str(out), keys=keys))[0]
-    carry_out(variants.config_of(cell), cell.folder, ("score",))
+    carry_out(config_with(cell.specification, cell.keys), cell.folder, ("score",))
     return cell
 
 
@@ -123,7 +124,7 @@ def test_cells_differ_by_their_keys_alone(tmp_path, monkeypatch):
     names = ("as_configured", "dit.attention=window,dit.window=9", "score.steps=9")
     assert set(calls) == {f"{name}/seed{seed}" for name in names for seed in (0, 1)}
     config = "configs/digits.py:network=dit,methods=clean,seed=1"
-    stages = "images,labels,score,sample,judge,measure"
+    stages = "score,sample,judge,measure"
     assert calls["as_configured/seed1"] == (config, stages, ("score.steps=7",))
     assert calls["score.steps=9/seed1"] == (config, stages, ("score.steps=9",))
     assert calls["dit.attention=window,dit.window=9/seed1"] == (
@@ -133,18 +134,13 @@ def test_cells_differ_by_their_keys_alone(tmp_path, monkeypatch):
     )
 
 
-def test_a_method_that_reads_classifiers_has_them_fitted():
-    plain, full = variants.stages_of("dsm"), variants.stages_of("tdsm")
-    assert "classifier" not in plain and {"classifier", "transition"} <= set(full) and "report" not in full
-
-
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads have no cores of their own here")
 def test_cells_at_work_at_a_time_share_the_cores(monkeypatch):
     monkeypatch.setattr(variants.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
     shares, both = [], threading.Barrier(2, timeout=30)
     monkeypatch.setattr(variants.os, "sched_setaffinity", lambda pid, cores: shares.append(cores))
     monkeypatch.setattr(variants, "run", lambda number: both.wait())
-    variants.run_all([(1,), (2,)], jobs=2)
+    variants.run_all([1, 2], jobs=2)
     assert sorted(shares, key=min) == [{0, 2}, {1, 3}]
 
 
@@ -153,12 +149,12 @@ def test_cells_run_where_threads_have_no_cores_of_their_own(monkeypatch):
         monkeypatch.delattr(variants.os, name, raising=False)
     ran = []
     monkeypatch.setattr(variants, "run", lambda number: ran.append(number))
-    variants.run_all([(1,), (2,), (3,)], jobs=2)
+    variants.run_all([1, 2, 3], jobs=2)
     assert ran == [1, 2, 3]
 
 
 def test_a_cell_that_fails_is_not_passed_over_and_the_others_are_shown(unchecked, tmp_path, monkeypatch, capsys):
-    def run(cell, method):
+    def run(cell):
         if cell.variant != variants.AS_IT_IS:
             raise UserError(f"{cell.folder} ended")
         finish(tmp_path, cell.variant, cell.seed, 0.9)
@@ -166,7 +162,7 @@ def test_a_cell_that_fails_is_not_passed_over_and_the_others_are_shown(unchecked
     monkeypatch.setattr(variants, "run", run)
     with pytest.raises(UserError, match="ended"):
         variants.main(arguments(out=str(tmp_path)))
-    assert "| as configured | 0 | 0.900 |" in capsys.readouterr().out and (tmp_path / "variants.html").exists()
+    assert "| as_configured | 0 | 0.900 |" in capsys.readouterr().out and (tmp_path / "variants.html").exists()
 
 
 def test_an_interruption_leaves_what_has_not_begun(monkeypatch):
@@ -178,7 +174,7 @@ def test_an_interruption_leaves_what_has_not_begun(monkeypatch):
 
     monkeypatch.setattr(variants, "run", run)
     with pytest.raises(KeyboardInterrupt):
-        variants.run_all([(number,) for number in range(50)], jobs=1)
+        variants.run_all(range(50), jobs=1)
     assert len(ran) < 50
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from tdsm_jax import config as configuration
-from tdsm_jax import files, job, paths
+from tdsm_jax import files, job, paths, pipeline, plan
 from tdsm_jax.errors import UserError, did_you_mean
 from tdsm_jax.run import Run
 from tdsm_jax.validation import validate
@@ -50,6 +50,18 @@ def config_with(specification: str, keys: Mapping[str, Any]) -> ConfigDict:
         except TypeError:
             raise UserError(f"config key {key}={value!r} is not of type {type(valid[key]).__name__}") from None
     return config
+
+
+def measuring_stages(run: Run) -> list[str]:
+    """Returns the stages that a run's measures build on, theirs included, in order: all that a comparison needs."""
+    units = {unit.name: unit for unit in plan.units(run)}
+    needed = [name for name, unit in units.items() if unit.stage == "measure"]
+    stages = set()
+    while needed:
+        unit = units[needed.pop()]
+        stages.add(unit.stage)
+        needed += unit.needs
+    return [stage for stage in pipeline.STAGES if stage in stages]
 
 
 def run_cell(

@@ -31,7 +31,15 @@ import numpy as np
 from tdsm_jax import config as configuration
 from tdsm_jax import files, judge_stages, pipeline, plan, runtime
 from tdsm_jax.benchmark import corrupted_page
-from tdsm_jax.benchmark.cells import carry_out, config_with, measures, read_keys, read_seeds
+from tdsm_jax.benchmark.cells import (
+    carry_out,
+    config_with,
+    measures,
+    measuring_stages,
+    read_keys,
+    read_seeds,
+    with_arguments,
+)
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.data.image_corruption import CORRUPTIONS, ImageNoise, corrupted
 from tdsm_jax.data.stream import Images
@@ -50,7 +58,6 @@ SHORT = {  # the recipe of a cell: digits in a minute or two of one core
     "classifier.steps": 400,
     "label_noise.kind": "sym",
 }
-STAGES = ("images", "labels", "classifier", "transition", "score", "sample", "judge", "measure")
 TRUE = ("sym", 0.0)  # labels as they are
 _FRESH = 1_000_003  # seeds of off-topic images that no model has seen: this far from those of training
 METRICS = ("fd", "label_fidelity", "cas", "cw_coverage")
@@ -120,13 +127,12 @@ def choices(arguments: argparse.Namespace, name: str, valid: Any) -> list[str]:
 
 def config_of(cell: Cell, arguments: argparse.Namespace, keys: dict[str, Any]) -> ml_collections.ConfigDict:
     """Returns the config of a cell: the file's, the short recipe, what the cell is, then the keys given."""
-    path, _, given = arguments.config.partition(":")
-    given = ",".join(filter(None, (given, f"seed={cell.seed}", "smoke" if arguments.smoke else "")))
+    specification = with_arguments(arguments.config, f"seed={cell.seed}", "smoke" if arguments.smoke else "")
     short = {} if arguments.smoke else SHORT
     own = {"label_noise.kind": cell.labels[0], "label_noise.rate": cell.labels[1], "score.residual": cell.residual}
     if cell.rate:
         own |= {"image_noise.kind": cell.kind, "image_noise.rate": cell.rate}
-    config = config_with(f"{path}:{given}", short | own | keys)
+    config = config_with(specification, short | own | keys)
     if config.data.stream:  # clean cells, too, are compared with corrupted images
         raise UserError(
             "config key data.stream=True leaves images on disk, but they are corrupted in memory: leave it out"
@@ -177,9 +183,7 @@ def claimed(folder: pathlib.Path) -> Iterator[bool]:
 
 def carry_out_cell(config: ml_collections.ConfigDict, cell: Cell, folder: pathlib.Path) -> None:
     """Trains, samples and measures the methods of a cell, and writes cell.json when all is there."""
-    left_out = () if "tdsm" in cell.methods else ("classifier", "transition")
-    stages = [stage for stage in STAGES if stage not in left_out and (cell.rate or stage != "images")]
-    run = carry_out(config, folder, stages)
+    run = carry_out(config, folder, measuring_stages(Run(ml_collections.FrozenConfigDict(config), folder)))
     detectors = {kind: Detector(run, kind) for kind in ((cell.kind,) if cell.rate else CORRUPTIONS)}
     found = {}
     for method in cell.methods:

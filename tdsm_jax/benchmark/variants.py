@@ -26,10 +26,18 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from tdsm_jax import checks, files, pipeline, plan
-from tdsm_jax.benchmark.cells import config_with, measures, read_keys, read_seeds, run_cell, with_arguments
+from tdsm_jax.benchmark.cells import (
+    config_with,
+    measures,
+    measuring_stages,
+    read_keys,
+    read_seeds,
+    run_cell,
+    with_arguments,
+)
 from tdsm_jax.command import new_parser, run_command
 from tdsm_jax.errors import UserError
 from tdsm_jax.evaluation import grids, page
@@ -38,9 +46,7 @@ from tdsm_jax.evaluation.table import COLUMNS
 from tdsm_jax.run import Run
 from tdsm_jax.validation import validate
 
-AS_IT_IS = "as configured"  # the variant that changes nothing
-PLAIN = ("clean", "dsm")  # the methods that read no classifier of noisy labels, and what they need
-PLAIN_STAGES = ("images", "labels", "score", "sample", "judge", "measure")
+AS_IT_IS = "as_configured"  # the variant that changes nothing
 SHOWN = {"label_fidelity": COLUMNS["label_fidelity"], "cas": COLUMNS["cas"], "fd": ("FD", 2)}
 SHOWN |= {name: COLUMNS[name] for name in ("cw_fd", "cw_density", "cw_coverage")}
 ROWS, PIXELS = 10, 32  # classes of a picture, and about how many pixels an image is enlarged to
@@ -66,7 +72,7 @@ def main(arguments: argparse.Namespace) -> None:
         check(cell, arguments.method)
     try:
         if not arguments.table_only:
-            run_all([(cell, arguments.method) for cell in cells], arguments.jobs)
+            run_all(cells, arguments.jobs)
     finally:
         found = results(cells, arguments.method)
         print(tables.grid(headings(), rows_of(found)))
@@ -96,38 +102,33 @@ def planned(arguments: argparse.Namespace) -> list[Cell]:
 
 def folder_of(out: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
     """Returns the folder of a cell, named by its keys: "dit.attention=window,dit.window=9/seed0"."""
-    return out / variant.replace(" ", "_" if variant == AS_IT_IS else ",").replace("/", "_") / f"seed{seed}"
+    return out / variant.replace(" ", ",").replace("/", "_") / f"seed{seed}"
 
 
-def config_of(cell: Cell) -> ConfigDict:
-    """Returns the config of a cell, as its run will read it."""
-    return config_with(cell.specification, cell.keys)
+def run_of(cell: Cell) -> Run:
+    """Returns the run of a cell, with the config that tdsm_jax.main will give it."""
+    return Run(FrozenConfigDict(config_with(cell.specification, cell.keys)), cell.folder)
 
 
 def check(cell: Cell, method: str) -> None:
     """Raises `UserError` where a cell cannot run, is no run of the method and seed, or holds work of other keys."""
-    config = config_of(cell)
+    run = run_of(cell)
+    config = run.config
     if (tuple(config.methods), config.seed, config.task) != ((method,), cell.seed, "generation"):
         raise UserError(
             f"{cell.variant}, --method={method}: variants share one method, the seeds and the task; name one method "
             "and leave the keys methods, seed and task as they are"
         )
     validate(config)
-    run = Run(FrozenConfigDict(config), cell.folder)
     checks.check(run)
+    planned = pipeline.plan(plan.units(run), config, cell.folder)
     try:
-        todo = [p for p in pipeline.plan(plan.units(run), run.config, cell.folder) if not p.done]
-        pipeline.check_unchanged(todo, cell.folder)
+        pipeline.check_unchanged([p for p in planned if not p.done], cell.folder)
     except UserError as error:
         raise UserError(f"{str(error).partition(';')[0]}; give its keys again, or another --out") from None
 
 
-def stages_of(method: str) -> list[str]:
-    """Returns the stages that a method needs to be trained and measured."""
-    return [stage for stage in pipeline.STAGES if stage in PLAIN_STAGES or method not in PLAIN and stage != "report"]
-
-
-def run_all(work: Sequence[tuple], jobs: int) -> None:
+def run_all(cells: Sequence[Cell], jobs: int) -> None:
     """Runs cells, `jobs` at a time, each on its share of the cores; of those that fail the first one's error is raised.
 
     A process takes over the cores that the thread which starts it may use; where threads have none of their own
@@ -145,17 +146,17 @@ def run_all(work: Sequence[tuple], jobs: int) -> None:
 
     with ThreadPoolExecutor(jobs, initializer=take_share) as pool:
         try:
-            for done in [pool.submit(run, *one) for one in work]:
+            for done in [pool.submit(run, cell) for cell in cells]:
                 done.result()
         except KeyboardInterrupt:  # the cells at work have had it, too
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def run(cell: Cell, method: str) -> None:
+def run(cell: Cell) -> None:
     """Runs one cell; cells differ by the keys of their variant alone."""
     keys = [f"{key}={value}" for key, value in cell.keys.items()]
-    run_cell(cell.folder, cell.specification, ",".join(stages_of(method)), keys)
+    run_cell(cell.folder, cell.specification, ",".join(measuring_stages(run_of(cell))), keys)
 
 
 def results(cells: Sequence[Cell], method: str) -> Results:
