@@ -410,18 +410,26 @@ def test_a_killed_run_goes_on_to_the_same_results(finished, tmp_path):
     assert_same_results(workdir, finished)
 
 
-def test_an_interruption_ends_in_one_line(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Processes that are started hear SIGINT, also where those of this one, in a shell's background, would not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_ends_in_one_line(interruptible, tmp_path):
     """Not in a crash of the threads that compile while their process is taken down around them."""
     compiles_long = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "XLA_FLAGS": ""}
     options = {"env": environment() | compiles_long, "stderr": subprocess.PIPE, "text": True}
-    run = start(tmp_path / "run", "--stages=labels,score", config="configs/digits.py:smoke,methods=dsm", **options)
-    said = []
-    for line in run.stderr:
-        said.append(line)
-        if "score/dsm" in line:
-            time.sleep(2)
-            run.send_signal(signal.SIGINT)
-    assert run.wait() == 130 and said[-1].startswith("interrupted; the same command goes on"), said[-3:]
+    given = ("--stages=labels,score", "--config.score.steps=1000000")
+    run = start(tmp_path / "run", *given, config="configs/digits.py:smoke,methods=dsm", **options)
+    while "score/dsm" not in run.stderr.readline():
+        assert run.poll() is None
+    time.sleep(2)
+    run.send_signal(signal.SIGINT)
+    last = run.communicate()[1].splitlines()[-1]
+    assert run.returncode == 130 and last.startswith("interrupted; the same command goes on")
 
 
 def test_a_killed_sampling_goes_on_after_its_finished_batches(finished, tmp_path):
